@@ -1,0 +1,97 @@
+"""Arguments from callers: what is accepted, and how it becomes what the kernels take."""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def is_array(value: object) -> TypeGuard[NDArray[Any]]:
+    """Tell whether `value` is an ordinary array: masked arrays and matrices mean other things."""
+    return isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray | np.matrix)
+
+
+def described(value: object) -> str:
+    """Say what a rejected argument is."""
+    kind = type(value).__name__
+    if isinstance(value, np.ndarray):
+        return f"{'an array' if is_array(value) else f'a {kind}'} of {value.dtype}"
+    return repr(value) if value is None or isinstance(value, bool | int | float | str) else kind
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Tell whether `value` is an integer of Python or NumPy; a Boolean is not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def float_array(name: str, value: object) -> NDArray[Any]:
+    """Return an array of floats as it is; anything else is a TypeError."""
+    if is_array(value) and value.dtype.kind == "f":
+        return value
+    hint = ""
+    if is_array(value):
+        hint = "; convert it with the scale that your features have"
+    elif hasattr(value, "numpy"):
+        hint = "; pass its `.numpy()`"
+    raise TypeError(f"`{name}` must be a NumPy array of floats, got {described(value)}{hint}")
+
+
+def as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
+    """Return an array of floats in aligned, C-contiguous float32: itself where it is that already.
+
+    Finite values beyond the range of float32 become infinite.
+    """
+    with np.errstate(all="ignore"):
+        return np.require(np.asarray(array), np.float32, ["C", "A"])
+
+
+def check_shape(
+    name: str, array: NDArray[Any], shape: tuple[int | str, ...], source: object
+) -> None:
+    """Raise a ValueError unless `array` has `shape`, where a letter stands for any length."""
+    if array.ndim != len(shape) or any(
+        isinstance(expected, int) and expected != length
+        for expected, length in zip(shape, array.shape, strict=True)
+    ):
+        expected = ", ".join(map(str, shape)) + "," * (len(shape) == 1)
+        raise ValueError(
+            f"`{name}` must have shape ({expected}), got {array.shape}; expected by {source}"
+        )
+
+
+def check_cache(cache: object, shape: tuple[int, int, int], source: object) -> NDArray[np.float32]:
+    """Return a cache in float32; a TypeError or ValueError unless it is one of `shape`."""
+    array = float_array("cache", cache)
+    if array.shape != shape:
+        raise ValueError(
+            f"`cache` must have shape (B, C, K - 1) = {shape}, got {array.shape}; expected by "
+            f"{source}. (ESPnet's documentation says (1, conv_kernel, D_hidden), its code uses "
+            "(B, C, K - 1).)"
+        )
+    return as_float32(array)
+
+
+def check_out(
+    out: object, shape: tuple[int, ...], name: str, x: NDArray[Any], source: object
+) -> None:
+    """Raise a TypeError or ValueError unless the kernels can write to `out` while they read `x`."""
+    if not is_array(out) or out.dtype != np.float32 or not out.dtype.isnative:
+        raise TypeError(f"`out` must be a NumPy array of float32, got {described(out)}")
+    check_shape("out", out, shape, source)
+    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        lacks = [
+            text
+            for text, is_so in (
+                ("not C-contiguous", out.flags.c_contiguous),
+                ("misaligned", out.flags.aligned),
+                ("read-only", out.flags.writeable),
+            )
+            if not is_so
+        ]
+        raise ValueError(
+            f"`out` must be C-contiguous, aligned and writable, got one that is {lacks[0]}"
+        )
+    if np.shares_memory(out, x):
+        raise ValueError(f"`out` must not overlap `{name}`, got two arrays that share memory")

@@ -1,0 +1,323 @@
+"""The depthwise convolution of ESPnet's streaming encoders: weights, geometry, whole signals."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeconv.arrays import (
+    as_float32,
+    check_cache,
+    check_shape,
+    described,
+    float_array,
+    is_array,
+    is_integer,
+)
+from edgeconv.checkpoint import converted
+from edgeconv.checkpoint.tensors import weight_and_bias
+from edgeconv.stream import Stream
+
+
+class DepthwiseConvolution:
+    """
+    Depthwise convolution over time of ESPnet's transducer encoders, causal or centred.
+
+    For a causal module, with ``x[t] = 0`` before the start::
+
+        y[t, c] = bias[c] + sum over k of weight[c, 0, k] * x[t - (K - 1) + k, c]
+
+    in float32, one fused multiply-add for each tap, in ascending order of k. Else the window is
+    centred, ``x[t - (K - 1) // 2 + k, c]``, with zeros beyond both ends.
+
+    Parameters
+    ----------
+    size : int
+        Half the number of channels: ESPnet's module convolves ``size + size`` channels.
+    kernel_size : int
+        Number of taps K, odd.
+    causal : bool
+        Whether an output depends on no later frame.
+    rng : numpy.random.Generator or int, optional
+        Where the initial weights come from: uniform in +-1/sqrt(K), as PyTorch draws them.
+
+    Raises
+    ------
+    ValueError
+        If `kernel_size` is not a positive odd integer, or `size` not a positive integer.
+
+    Notes
+    -----
+    A module never changes, and any number of streams and threads may share it. Every way to run
+    it gives the same bits: offline or streaming, any chunks, batch, memory layout and CPU.
+
+    References
+    ----------
+    ``espnet2.asr_transducer.encoder.modules.convolution.DepthwiseConvolution``, ESPnet 202511.
+
+    Examples
+    --------
+    >>> conv = DepthwiseConvolution(size=64, kernel_size=3)
+    >>> y, _ = conv(np.random.rand(32, 10, 128))
+    >>> y.shape
+    (32, 10, 128)
+    """
+
+    def __init__(
+        self,
+        size: int,
+        kernel_size: int,
+        causal: bool = False,
+        *,
+        rng: np.random.Generator | int | None = None,
+    ) -> None:
+        if not is_integer(size) or size < 1:
+            raise ValueError(f"`size` must be a positive integer, got {described(size)}")
+        if not is_integer(kernel_size) or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(
+                f"`kernel_size` must be a positive odd integer, got {described(kernel_size)}"
+            )
+        generator = np.random.default_rng(rng)
+        bound = 1 / math.sqrt(kernel_size)
+        weight = generator.uniform(-bound, bound, (2 * int(size), 1, int(kernel_size)))
+        bias = generator.uniform(-bound, bound, 2 * int(size))
+        self._set(weight.astype(np.float32), bias.astype(np.float32), causal, "")
+
+    def _set(
+        self,
+        weight: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        causal: bool,
+        origin: str,
+    ) -> None:
+        if not isinstance(causal, bool | np.bool_):
+            raise TypeError(f"`causal` must be a bool, got {described(causal)}")
+        self._weight = _frozen(weight)
+        self._bias = _frozen(bias)
+        self._causal = bool(causal)
+        self._origin = origin
+
+    @classmethod
+    def from_state_dict(
+        cls, state: Mapping[str, Any], prefix: str = "", *, causal: bool
+    ) -> DepthwiseConvolution:
+        """
+        Take a module's weights out of a state dict.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            What `read_checkpoint` returns, or NumPy arrays or CPU tensors of PyTorch by name. The
+            values are copied; float16 and float64 become float32.
+        prefix : str
+            The module's name, such as ``encoder.encoders.blocks.0.depthwise_conv_mod``.
+        causal : bool
+            A state dict does not tell. ESPnet sets it from its configuration's
+            ``encoder_conf.main_conf.dynamic_chunk_training``.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no such convolution, or its tensors do not make one.
+        TypeError
+            If an argument is of the wrong kind.
+        """
+        conv = cls.__new__(cls)
+        path = getattr(state, "path", None)
+        origin = "" if path is None else f"from {os.fspath(path)}, prefix {prefix!r}"
+        conv._set(*weight_and_bias(state, prefix), causal, origin)
+        return conv
+
+    @property
+    def size(self) -> int:
+        """Half the number of channels."""
+        return self.channels // 2
+
+    @property
+    def channels(self) -> int:
+        """Number of channels C."""
+        return len(self._bias)
+
+    @property
+    def kernel_size(self) -> int:
+        """Number of taps K."""
+        return int(self._weight.shape[2])
+
+    @property
+    def causal(self) -> bool:
+        """Whether an output depends on no later frame."""
+        return self._causal
+
+    @property
+    def lorder(self) -> int:
+        """Frames of left context, K - 1, of a causal module; else 0."""
+        return self.kernel_size - 1 if self._causal else 0
+
+    @property
+    def weight(self) -> NDArray[np.float32]:
+        """The weight (C, 1, K), float32, read-only."""
+        return self._weight
+
+    @property
+    def bias(self) -> NDArray[np.float32]:
+        """The bias (C,), float32, read-only."""
+        return self._bias
+
+    @functools.cached_property
+    def _taps(self) -> NDArray[np.float32]:
+        """Weight and bias in the kernels' layout, packed when first needed."""
+        from edgeconv import layout  # imports Numba: what only moves weights does without
+
+        return layout.pack_taps(self._weight, self._bias)
+
+    def __call__(
+        self,
+        x: NDArray[np.floating[Any]],
+        mask: NDArray[np.bool_] | None = None,
+        cache: NDArray[np.floating[Any]] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """
+        Convolve whole signals, or the next chunk of each.
+
+        Parameters
+        ----------
+        x : ndarray of floats, (B, T, C)
+            Computed in float32, never written to.
+        mask : ndarray of bool, (B, T) or (1, T), optional
+            True where a frame is to be ignored: it counts as zeros, whatever it holds.
+        cache : ndarray of floats, (B, C, K - 1), optional
+            Only for a causal module: the frames before `x`, oldest first. None means the start
+            of a signal.
+
+        Returns
+        -------
+        y : ndarray, float32, (B, T, C)
+        cache : ndarray, float32, (B, C, K - 1), or None
+            The last K - 1 frames up to the end of `x`, for the next call; None if not causal.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as described.
+
+        Notes
+        -----
+        Where ESPnet's module returns the cache that it was given, None included, this one always
+        returns the frames, so that the loop ``y, cache = conv(chunk, cache=cache)`` streams from
+        ``cache = None`` on.
+        """
+        check_shape("x", float_array("x", x), ("B", "T", self.channels), self)
+        batch_size = len(x)
+        cache_shape = batch_size, self.channels, self.kernel_size - 1
+        if cache is not None:
+            if not self._causal:
+                raise ValueError(
+                    f"`cache` must be None for {self}, which is not causal: its chunks lack the "
+                    "frames that follow; push them through `conv.stream()` instead"
+                )
+            cache = check_cache(cache, cache_shape, self)
+        if mask is not None:
+            x = _masked(x, mask)
+        y = np.empty(x.shape, np.float32)
+        if batch_size == 0:
+            return y, np.empty(cache_shape, np.float32) if self._causal else None
+        stream = Stream(self, batch_size)
+        if cache is not None:
+            stream.cache = cache
+        stream._run_whole(as_float32(x), y)
+        return y, stream.cache if self._causal else None
+
+    forward = __call__
+
+    def stream(self, batch_size: int | None = None) -> Stream:
+        """
+        Start a signal that comes frame by frame or in chunks.
+
+        Parameters
+        ----------
+        batch_size : int, optional
+            Number of signals that run in step. Without it there is one, and frames and chunks
+            have no batch dimension.
+
+        Returns
+        -------
+        Stream
+            All of its code is compiled: no later call waits for a compiler.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `batch_size` is neither None nor a positive integer.
+        """
+        if batch_size is not None:
+            if not is_integer(batch_size):
+                raise TypeError(f"`batch_size` must be an integer, got {described(batch_size)}")
+            if batch_size < 1:
+                raise ValueError(f"`batch_size` must be positive, got {batch_size}")
+            batch_size = int(batch_size)
+        return Stream(self, batch_size)
+
+    def state_dict(self) -> dict[str, NDArray[np.float32]]:
+        """Return the weight and bias under the names that PyTorch gives them."""
+        return {"conv.weight": self._weight, "conv.bias": self._bias}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """
+        Write a converted checkpoint with this module alone, prefix ``''``.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Exactly this file is written, in one step: whole or not at all.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; a file that was there is then as it was.
+        """
+        converted.write(path, {"": self})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The packed taps stay behind: their layout belongs to this CPU.
+        return _rebuilt, (type(self), self._weight, self._bias, self._causal, self._origin)
+
+    def __repr__(self) -> str:
+        geometry = f"size={self.size}, kernel_size={self.kernel_size}, causal={self.causal}"
+        return " ".join(filter(None, [f"{type(self).__name__}({geometry})", self._origin]))
+
+
+def _rebuilt(
+    cls: type[DepthwiseConvolution],
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    causal: bool,
+    origin: str,
+) -> DepthwiseConvolution:
+    conv = cls.__new__(cls)
+    conv._set(weight, bias, causal, origin)
+    return conv
+
+
+def _frozen(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Copy an array into memory that nobody can make writable."""
+    return np.frombuffer(array.tobytes(), np.float32).reshape(array.shape)
+
+
+def _masked(x: NDArray[Any], mask: object) -> NDArray[Any]:
+    """Return a copy of `x` with zeros for the frames that `mask` tells to ignore."""
+    if not is_array(mask) or mask.dtype != np.bool_:
+        raise TypeError(
+            "`mask` must be a Boolean NumPy array that is True where a frame is to be ignored, "
+            f"got {described(mask)}"
+        )
+    if mask.shape not in (x.shape[:2], (1, x.shape[1])):
+        raise ValueError(
+            f"`mask` must have shape (B, T) = {x.shape[:2]} or (1, T), got {mask.shape}"
+        )
+    return np.where(mask[:, :, None], x.dtype.type(0), x)

@@ -1,0 +1,446 @@
+"""Every compiled function of the library; the only file that imports Numba.
+
+There is one convolution, `_convolve`: it takes a row of the batch and a range of channel blocks,
+pushes frames into the ring and writes the outputs that are now final. A single frame, a chunk and
+a whole signal run through it, so offline and streaming agree bit for bit by construction.
+
+Layouts, all float32, every row of a block on a boundary of its own size:
+
+* A channel block is `LANES` neighbouring channels: one vector. The last block ends at the last
+  channel and so overlaps its neighbour where `channels` is no multiple of `LANES`; both compute
+  the same bits, and no path needs a narrow vector. Fewer channels than `LANES` repeat the last.
+* taps (blocks, 1 + K, LANES): the bias, then tap 0 to K - 1.
+* ring (B, blocks, 2 * N + SPARE_ROWS, LANES) with N = K - 1 + PASS: frame i lies in row i mod N
+  and again in row N + i mod N, so that N consecutive frames are one run of rows wherever they
+  begin. The spare rows follow: one that stays zero, one of scratch.
+* frames_in (B,), int64: the only other state. A kernel writes it last.
+
+Why packed: the rows of (T, C) arrays are a power of two apart for the usual channel counts, and
+then compete for the same few sets of the cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite
+import numba
+from llvmlite import ir
+from numba import float32, int64, prange, types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+_, CPU, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
+
+# One 512-bit vector where the CPU has them, else 8 lanes: a tile's 8 accumulators, 4 taps and one
+# row then take 26 of NEON's 32 registers (two to a vector) and 13 of AVX2's 16.
+LANES = 16 if "+avx512f" in _FEATURES.split(",") else 8
+
+# Frames that enter the ring together. A pass reads all taps once; the ring grows with it.
+PASS = 24
+SPARE_ROWS = 2
+
+# A parallel loop over this many multiply-adds or more pays: about a millisecond of serial work.
+PARALLEL_WORK = 1 << 24
+BLOCKS_PER_TASK = 8
+
+# What a kernel answers instead of the number of output frames. A `raise` in compiled code leaks
+# memory (numba#10783), and Python knows better how to say what is wrong.
+REFUSED = -1
+
+
+# --- Vectors ---
+#
+# LLVM guards short inner loops with overlap checks and keeps their accumulators in memory, so the
+# vectors are spelled out here. An address is an array and an offset, in floats, into its data.
+
+_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+
+
+def _vector_at(context, builder, array_type, array, offset):
+    """Emit the address of the vector that begins `offset` floats into `array`."""
+    floats = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(floats, [offset]), _VECTOR.as_pointer())
+
+
+def _make_tile(n_blocks, n_frames, group):
+    """Make the sum over all taps of `n_frames` outputs of `n_blocks` neighbouring blocks.
+
+    Its accumulators stay in registers. It takes the taps in groups; for every group it loads each
+    input row once and feeds it to every (tap, frame) pair that it belongs to. The taps of one
+    output still come in ascending order, and each is a fused multiply-add, rounded once: the
+    result is the same for every tile and on every CPU.
+    """
+
+    @intrinsic
+    def tile(typing, y, y_at, y_stride, taps, taps_at, taps_stride, ring, ring_at, ring_stride, K):
+        signature = types.void(y, *[int64] * 2, taps, *[int64] * 2, ring, *[int64] * 3)
+
+        def emit(context, builder, signature, args):
+            y, y_at, y_stride, taps, taps_at, taps_stride, ring, ring_at, ring_stride, K = args
+            y_type, taps_type, ring_type = (signature.args[i] for i in (0, 3, 6))
+            fma = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32"
+            )
+            number = functools.partial(ir.Constant, ir.IntType(64))
+
+            def row(array_type, array, at, index):
+                offset = builder.add(at, builder.mul(index, number(LANES)))
+                address = _vector_at(context, builder, array_type, array, offset)
+                return builder.load(address, align=4 * LANES, typ=_VECTOR)
+
+            def add_taps(first, n_taps):
+                for block in range(n_blocks):
+                    tap = [
+                        row(taps_type, taps, taps_of[block], builder.add(first, number(1 + k)))
+                        for k in range(n_taps)
+                    ]
+                    for i in range(n_frames + n_taps - 1):
+                        x = row(ring_type, ring, ring_of[block], builder.add(first, number(i)))
+                        for k in range(n_taps):
+                            if 0 <= i - k < n_frames:
+                                slot = totals[block][i - k]
+                                total = builder.load(slot, typ=_VECTOR)
+                                builder.store(builder.call(fma, [tap[k], x, total]), slot)
+
+            blocks = [number(block) for block in range(n_blocks)]
+            taps_of = [builder.add(taps_at, builder.mul(b, taps_stride)) for b in blocks]
+            ring_of = [builder.add(ring_at, builder.mul(b, ring_stride)) for b in blocks]
+            totals = []
+            for block in range(n_blocks):
+                bias = row(taps_type, taps, taps_of[block], number(0))
+                slots = [cgutils.alloca_once(builder, _VECTOR) for _ in range(n_frames)]
+                for slot in slots:
+                    builder.store(bias, slot)
+                totals.append(slots)
+
+            grouped = builder.sub(K, builder.urem(K, number(group)))
+            for start, stop, n_taps in ((number(0), grouped, group), (grouped, K, 1)):
+                with cgutils.for_range_slice(builder, start, stop, number(n_taps), inc=True) as (
+                    first,
+                    _,
+                ):
+                    add_taps(first, n_taps)
+
+            for block in range(n_blocks):
+                for frame in range(n_frames):
+                    at = builder.add(y_at, builder.mul(number(frame), y_stride))
+                    at = builder.add(at, number(block * LANES))
+                    address = _vector_at(context, builder, y_type, y, at)
+                    builder.store(builder.load(totals[block][frame], typ=_VECTOR), address, align=4)
+            return context.get_dummy_value()
+
+        return signature, emit
+
+    return tile
+
+
+_tile_8_frames = _make_tile(n_blocks=1, n_frames=8, group=4)
+_tile_4_frames = _make_tile(n_blocks=1, n_frames=4, group=4)
+# One accumulator would wait for itself at every tap: a single frame takes four blocks at a time.
+_tile_4_blocks = _make_tile(n_blocks=4, n_frames=1, group=1)
+_tile = _make_tile(n_blocks=1, n_frames=1, group=1)
+
+
+@intrinsic
+def _store_twice(typing, source, source_at, ring, ring_at, distance):
+    """Copy a vector into the ring, to `ring_at` and to `distance` floats after it."""
+
+    def emit(context, builder, signature, args):
+        source, source_at, ring, ring_at, distance = args
+        address = _vector_at(context, builder, signature.args[0], source, source_at)
+        vector = builder.load(address, align=4, typ=_VECTOR)
+        for at in (ring_at, builder.add(ring_at, distance)):
+            address = _vector_at(context, builder, signature.args[2], ring, at)
+            builder.store(vector, address, align=4 * LANES)
+        return context.get_dummy_value()
+
+    return types.void(source, int64, ring, int64, int64), emit
+
+
+# --- The convolution ---
+
+
+def _jit(function: Any, **options: Any) -> Any:
+    return numba.njit(
+        nogil=True,  # other threads' streams go on meanwhile
+        error_model="numpy",  # the only divisors are sizes: no test for zero, no exception
+        fastmath=False,  # reordering would break the guarantee
+        **options,
+    )(function)
+
+
+def compiled(function: Any) -> Any:
+    """Compile a function that other kernels call."""
+    return _jit(function)
+
+
+@compiled
+def _pack(x, x_at, ring, ring_at, stride, mirror, first_block, last_block, channels):
+    """Copy the frame at `x_at` into both its rows of every block."""
+    if channels >= LANES:
+        for block in range(first_block, last_block):
+            channel = min(block * LANES, channels - LANES)
+            _store_twice(x, x_at + channel, ring, ring_at + block * stride, mirror)
+    else:
+        frame, rows = x.ravel(), ring.ravel()
+        for lane in range(LANES):
+            value = frame[x_at + min(lane, channels - 1)]
+            rows[ring_at + lane] = rows[ring_at + mirror + lane] = value
+
+
+@compiled
+def _outputs(y, y_at, n, taps, ring, ring_at, window, stride, first_block, last_block, channels):
+    """Write `n` frames of output, whose windows begin at the `window`-th float of each block."""
+    K = taps.shape[1] - 1
+    taps_stride = (K + 1) * LANES
+    if channels < LANES:
+        rows, out = ring.ravel(), y.ravel()
+        scratch = ring_at + stride - LANES
+        for i in range(n):
+            _tile(ring, scratch, 0, taps, 0, 0, ring, ring_at + window + i * LANES, 0, K)
+            for channel in range(channels):
+                out[y_at + i * channels + channel] = rows[scratch + channel]
+        return
+
+    tiled = n - n % 4
+    for block in range(first_block, last_block):
+        at = y_at + min(block * LANES, channels - LANES)
+        tap = block * taps_stride
+        row = ring_at + block * stride + window
+        for i in range(0, n - 7, 8):
+            frame, first = at + i * channels, row + i * LANES
+            _tile_8_frames(y, frame, channels, taps, tap, 0, ring, first, 0, K)
+        if n % 8 >= 4:
+            frame, first = at + (tiled - 4) * channels, row + (tiled - 4) * LANES
+            _tile_4_frames(y, frame, channels, taps, tap, 0, ring, first, 0, K)
+    for i in range(tiled, n):
+        at = y_at + i * channels
+        row = ring_at + window + i * LANES
+        block = first_block
+        while block + 4 <= min(last_block, channels // LANES):
+            frame, tap, first = at + block * LANES, block * taps_stride, row + block * stride
+            _tile_4_blocks(y, frame, 0, taps, tap, taps_stride, ring, first, stride, K)
+            block += 4
+        while block < last_block:
+            frame = at + min(block * LANES, channels - LANES)
+            tap, first = block * taps_stride, row + block * stride
+            _tile(y, frame, 0, taps, tap, 0, ring, first, 0, K)
+            block += 1
+
+
+@compiled
+def _convolve(
+    x, n_frames, padding, y, taps, ring, row, frames_in, channels, latency, first_block, last_block
+):
+    """Push `n_frames` of batch row `row`, then `padding` zeros; write the outputs now final.
+
+    Output t needs the frames up to t + latency: the first `latency` frames of a signal only fill
+    the ring, and from then on the window of output t is the run of K rows that ends there.
+    """
+    K = taps.shape[1] - 1
+    N = K - 1 + PASS
+    stride = (2 * N + SPARE_ROWS) * LANES
+    ring_at = row * taps.shape[0] * stride
+    zeros = 2 * N * LANES
+    total = n_frames + padding
+    silent = min(total, max(0, latency - frames_in))
+    x_at = row * n_frames * channels
+    y_at = row * (total - silent) * channels
+    done = 0
+    while done < total:
+        count = min(PASS, total - done)
+        for i in range(done, done + count):
+            slot = ring_at + (frames_in + i) % N * LANES
+            if i < n_frames:
+                _pack(
+                    x, x_at + i * channels, ring, slot, stride, N * LANES,
+                    first_block, last_block, channels,
+                )  # fmt: skip
+            else:
+                for block in range(first_block, last_block):
+                    _store_twice(ring, zeros, ring, slot + block * stride, N * LANES)
+        first = max(done, silent)
+        if first < done + count:
+            window = (frames_in + first - (K - 1)) % N * LANES
+            _outputs(
+                y, y_at + (first - silent) * channels, done + count - first, taps,
+                ring, ring_at, window, stride, first_block, last_block, channels,
+            )  # fmt: skip
+        done += count
+
+
+@compiled
+def _has_shape(array, n_frames, batch_size, channels):
+    """Tell whether an aligned array holds `n_frames` frames for each row."""
+    return (
+        array.shape[-1] == channels
+        and array.size == batch_size * n_frames * channels
+        and (array.ndim < 3 or array.shape[0] == batch_size)
+        and array.ctypes.data % 4 == 0
+    )
+
+
+@compiled
+def _fit(x, n_frames, y, n_outputs, batch_size, channels):
+    """Tell whether both arrays are as they must be and share no memory."""
+    if not _has_shape(x, n_frames, batch_size, channels):
+        return False
+    if not _has_shape(y, n_outputs, batch_size, channels):
+        return False
+    x_end, y_end = x.ctypes.data + 4 * x.size, y.ctypes.data + 4 * y.size
+    return x.size == 0 or y.size == 0 or x_end <= y.ctypes.data or y_end <= x.ctypes.data
+
+
+@compiled
+def _plan(x, out, batch_size, frames_in, channels, latency, padding):
+    """Return the numbers of input and output frames for each row, the latter REFUSED if wrong."""
+    n_frames = x.size // (batch_size * channels)
+    total = frames_in + n_frames + padding
+    n_outputs = max(0, total - latency) - max(0, frames_in - latency)
+    if not _fit(x, n_frames, out, n_outputs, batch_size, channels):
+        n_outputs = REFUSED
+    return n_frames, n_outputs
+
+
+# --- What Python calls ---
+#
+# `x` is (C,) or (B, C) for `step`, (T, C) or (B, T, C) for `process`; `out` likewise. All return
+# the number of output frames for each row, or REFUSED with nothing changed.
+
+
+@functools.cache
+def _warn_that_nothing_is_cached() -> None:
+    warnings.warn(
+        "edgeconv compiles anew in every process, as neither its own directory nor the user's "
+        "cache can be written to: set NUMBA_CACHE_DIR to a directory that can",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def compiled_for(**options: Any) -> Callable[[Any], Callable[[int], Any]]:
+    """Compile a kernel on demand, once for each number of dimensions of its first argument.
+
+    The decorated name becomes a function of that number. What it returns is compiled, accepts one
+    type for each argument and never compiles again: another dtype or layout is a TypeError at
+    once instead of half a second of compilation between two frames.
+    """
+
+    def decorate(function: Any) -> Callable[[int], Any]:
+        @functools.cache
+        def kernel(dimensions: int) -> Any:
+            try:
+                kernel = _jit(function, cache=True, **options)
+            except RuntimeError:
+                _warn_that_nothing_is_cached()
+                kernel = _jit(function, **options)
+            x = types.Array(float32, dimensions, "C", readonly=True)  # matches writable ones too
+            y = types.Array(float32, dimensions, "C")
+            taps = types.Array(float32, 3, "C", readonly=True)
+            ring = types.Array(float32, 4, "C")
+            frames_in = types.Array(int64, 1, "C")
+            numbers = [int64] * (function.__code__.co_argcount - 5)
+            kernel.compile((x, y, taps, ring, frames_in, *numbers))
+            kernel.disable_compile()
+            return kernel
+
+        return kernel
+
+    return decorate
+
+
+@compiled_for()
+def step(x, out, taps, ring, frames_in, channels, latency):
+    """Push one frame into every row and write the output that is now final, if any."""
+    batch_size = ring.shape[0]
+    if not _fit(x, 1, out, 1, batch_size, channels):
+        return REFUSED
+    n_outputs = 1 if frames_in[0] >= latency else 0
+    n_blocks = taps.shape[0]
+    for row in range(batch_size):
+        n = frames_in[row]
+        _convolve(x, 1, 0, out, taps, ring, row, n, channels, latency, 0, n_blocks)
+    frames_in += 1
+    return n_outputs
+
+
+@compiled_for()
+def process(x, out, taps, ring, frames_in, channels, latency, padding):
+    """Push a chunk, then `padding` frames of zeros, into every row."""
+    n_frames, n_outputs = _plan(x, out, ring.shape[0], frames_in[0], channels, latency, padding)
+    if n_outputs != REFUSED:
+        for row in range(ring.shape[0]):
+            n = frames_in[row]
+            _convolve(
+                x, n_frames, padding, out, taps, ring, row, n, channels, latency, 0, taps.shape[0]
+            )
+        frames_in += n_frames + padding
+    return n_outputs
+
+
+@compiled_for(parallel=True)
+def process_in_parallel(x, out, taps, ring, frames_in, channels, latency, padding):
+    """Do as `process` does, rows and groups of channel blocks spread over Numba's threads."""
+    n_frames, n_outputs = _plan(x, out, ring.shape[0], frames_in[0], channels, latency, padding)
+    if n_outputs != REFUSED:
+        groups = -(-taps.shape[0] // BLOCKS_PER_TASK)
+        for task in prange(ring.shape[0] * groups):
+            row = task // groups
+            block = task % groups * BLOCKS_PER_TASK
+            _convolve(
+                x, n_frames, padding, out, taps, ring, row, frames_in[row], channels, latency,
+                block, min(block + BLOCKS_PER_TASK, taps.shape[0]),
+            )  # fmt: skip
+        for row in range(ring.shape[0]):
+            frames_in[row] += n_frames + padding
+    return n_outputs
+
+
+_parallel_loop = threading.Lock()
+_is_forked_child = False
+
+
+def _mark_forked_child() -> None:
+    global _is_forked_child
+    _is_forked_child = True  # OpenMP kills a forked child at its first parallel loop
+
+
+os.register_at_fork(after_in_child=_mark_forked_child)
+
+
+def process_signal(x: Any, *arguments: Any, work: int) -> int:
+    """Run `process` on an array (B, T, C), in parallel where `work` multiply-adds make it pay.
+
+    One parallel loop at a time in a process: a second one aborts it where Numba's threading layer
+    is `workqueue`. Whoever does not get the lock at once runs the serial kernel.
+    """
+    if (
+        work >= PARALLEL_WORK
+        and not _is_forked_child
+        and numba.get_num_threads() > 1
+        and _parallel_loop.acquire(blocking=False)
+    ):
+        try:
+            return int(process_in_parallel(3)(x, *arguments))
+        finally:
+            _parallel_loop.release()
+    return int(process(3)(x, *arguments))
+
+
+def environment() -> dict[str, str]:
+    """Describe what the kernels are compiled for, and where the compiled code is kept."""
+    return {
+        "numba": numba.__version__,
+        "llvmlite": llvmlite.__version__,
+        "CPU": CPU,
+        "vector width": f"{LANES} float32",
+        "threads": str(numba.get_num_threads()),
+        "cache": step(1).stats.cache_path or "",
+    }

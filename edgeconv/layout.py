@@ -1,0 +1,80 @@
+"""Memory in the layout that the kernels read: packed taps, and the ring of a stream."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeconv import kernels
+
+
+def _zeros(*shape: int) -> NDArray[np.float32]:
+    """Return float32 zeros that begin on a cache line: the kernels' loads are aligned."""
+    size = math.prod(shape)
+    memory = np.zeros(size + 16, np.float32)
+    first = -memory.ctypes.data % 64 // 4
+    return memory[first : first + size].reshape(shape)
+
+
+def channels_of_lanes(channels: int) -> NDArray[np.intp]:
+    """Return the channel that each lane of each block holds, (blocks, LANES)."""
+    first = np.arange(0, channels, kernels.LANES).clip(max=max(0, channels - kernels.LANES))
+    return (first[:, None] + np.arange(kernels.LANES)).clip(max=channels - 1)
+
+
+def pack_taps(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Pack a weight (C, 1, K) and a bias (C,) into taps."""
+    lanes = channels_of_lanes(len(bias))
+    taps = _zeros(len(lanes), 1 + weight.shape[2], kernels.LANES)
+    taps[:, 0] = bias[lanes]
+    taps[:, 1:] = weight[lanes, 0].swapaxes(1, 2)
+    taps.setflags(write=False)
+    return taps
+
+
+class Ring:
+    """
+    The state of a stream: the latest frames of every row of the batch, and how many came.
+
+    Attributes
+    ----------
+    frames : ndarray, float32, (B, blocks, 2 * N + SPARE_ROWS, LANES)
+        As `kernels` describes it.
+    frames_in : ndarray, int64, (B,)
+        Frames that each row took.
+    """
+
+    def __init__(self, batch_size: int, channels: int, kernel_size: int) -> None:
+        self._lanes = channels_of_lanes(channels)
+        self._shape = (batch_size, channels, kernel_size - 1)
+        self._period = kernel_size - 1 + kernels.PASS
+        rows = 2 * self._period + kernels.SPARE_ROWS
+        shape = (batch_size, len(self._lanes), rows, kernels.LANES)
+        counters = -(-batch_size // 8) * 16  # whole cache lines, in floats
+        self._memory = _zeros(counters + math.prod(shape))
+        self.frames = self._memory[counters:].reshape(shape)
+        self.frames_in = self._memory[: 2 * batch_size].view(np.int64)
+
+    def clear(self) -> None:
+        """Forget everything, in one call that no signal can cut in two."""
+        self._memory.fill(0)
+
+    def read(self) -> NDArray[np.float32]:
+        """Return the latest K - 1 frames, (B, C, K - 1), oldest first."""
+        latest = np.empty(self._shape, np.float32)
+        latest[:, self._lanes] = self.frames[self._rows_of_latest(copies=1)].swapaxes(2, 3)
+        return latest
+
+    def write(self, latest: NDArray[np.float32]) -> None:
+        """Replace the latest K - 1 frames, in one assignment to both their copies."""
+        frames = latest[:, self._lanes].swapaxes(2, 3)
+        self.frames[self._rows_of_latest(copies=2)] = np.concatenate([frames, frames], axis=2)
+
+    def _rows_of_latest(self, copies: int) -> tuple[NDArray[np.intp], ...]:
+        """Return the index of the latest K - 1 frames, or of both their copies."""
+        numbers = self.frames_in[:, None] - np.arange(self._shape[2], 0, -1)
+        rows = [numbers % self._period + copy * self._period for copy in range(copies)]
+        batch = np.arange(self._shape[0])[:, None, None]
+        return batch, np.arange(len(self._lanes))[:, None], np.concatenate(rows, axis=1)[:, None]

@@ -1,0 +1,244 @@
+"""One signal, or a batch of them in step, through a convolution: by frames or by chunks."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeconv.arrays import (
+    as_float32,
+    check_cache,
+    check_out,
+    check_shape,
+    float_array,
+    is_array,
+)
+
+if TYPE_CHECKING:
+    from edgeconv.convolution import DepthwiseConvolution
+
+_REFUSED = -1  # kernels.REFUSED, without importing Numba
+_FLOAT32 = np.dtype(np.float32)
+
+
+class Stream:
+    """
+    The state of one signal on its way through a module; `DepthwiseConvolution.stream` opens it.
+
+    Attributes
+    ----------
+    latency : int
+        Frames by which the output lags the input: 0 if causal, else ``(K - 1) // 2``.
+
+    Notes
+    -----
+    Outputs are bit-identical to those of the module called on the whole signal, for every way of
+    cutting it into frames and chunks. Work per frame is constant and the state never grows. A
+    stream belongs to one thread at a time; its module may be shared.
+
+    The latest frames lie in a ring whose every row is written twice, so that each window of K
+    frames is one run of memory, and no frame costs more because the ring wraps. Ring and counters
+    lie in one block of memory, which changes in one call into compiled code or not at all.
+    """
+
+    def __init__(self, conv: DepthwiseConvolution, batch_size: int | None) -> None:
+        # These import Numba, which only those who convolve wait for.
+        from edgeconv import kernels, layout
+
+        self.latency = 0 if conv.causal else (conv.kernel_size - 1) // 2
+        self._conv = conv
+        self._batch_size = batch_size
+        rows = 1 if batch_size is None else batch_size
+        self._frame_shape = (conv.channels,) if batch_size is None else (rows, conv.channels)
+        self._cache_shape = (rows, conv.channels, conv.kernel_size - 1)
+        self._ring = ring = layout.Ring(rows, conv.channels, conv.kernel_size)
+        self._state = (conv._taps, ring.frames, ring.frames_in, conv.channels, self.latency)
+        self._step = kernels.step(len(self._frame_shape))
+        self._process = kernels.process(len(self._frame_shape) + 1)
+
+    @property
+    def frames_in(self) -> int | NDArray[np.int64]:
+        """Frames taken since the start of the signal; with a batch (B,) int64."""
+        return self._counter(self._ring.frames_in)
+
+    @property
+    def frames_out(self) -> int | NDArray[np.int64]:
+        """Frames returned since the start of the signal; with a batch (B,) int64."""
+        return self._counter(np.maximum(self._ring.frames_in - self.latency, 0))
+
+    def _counter(self, frames: NDArray[np.int64]) -> int | NDArray[np.int64]:
+        return int(frames[0]) if self._batch_size is None else frames.copy()
+
+    def step(
+        self, frame: NDArray[np.floating[Any]], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32] | None:
+        """
+        Take one frame; return the output frame that is now final.
+
+        Parameters
+        ----------
+        frame : ndarray of floats, (C,), or (B, C) with a batch
+            Computed in float32.
+        out : ndarray, float32, C-contiguous, the same shape, optional
+            Where to write the output. It may not overlap `frame`.
+
+        Returns
+        -------
+        ndarray, float32, the same shape, or None
+            `out` or a new array. None while the latency is unmet: `out` is then untouched.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as described. The stream is then as before the call.
+        """
+        y = np.empty(self._frame_shape, np.float32) if out is None else out
+        n_outputs = self._run(self._step, frame, y)
+        if n_outputs == _REFUSED:
+            n_outputs = self._run_checked(
+                self._step, "frame", frame, self._frame_shape, y, self._frame_shape
+            )
+        return y if n_outputs else None
+
+    def process(
+        self, chunk: NDArray[np.floating[Any]], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """
+        Take a chunk of any number of frames; return the output frames that are now final.
+
+        Parameters
+        ----------
+        chunk : ndarray of floats, (T, C), or (B, T, C) with a batch
+            Computed in float32. T may be 0.
+        out : ndarray, float32, C-contiguous, (n, C), or (B, n, C) with a batch, optional
+            Where to write the output, with ``n = max(0, frames_in + T - latency) - frames_out``.
+            It may not overlap `chunk`.
+
+        Returns
+        -------
+        ndarray, float32, (n, C), or (B, n, C) with a batch
+            `out` or a new array.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as described. The stream is then as before the call.
+        """
+        n_frames = chunk.shape[-2] if is_array(chunk) and chunk.ndim > 1 else 0
+        shape = self._chunk_shape(self._n_outputs(n_frames))
+        y = np.empty(shape, np.float32) if out is None else out
+        if self._run(self._process, chunk, y, 0) == _REFUSED:
+            self._run_checked(
+                self._process,
+                "chunk",
+                chunk,
+                (*self._frame_shape[:-1], "T", self._frame_shape[-1]),
+                y,
+                shape,
+                0,
+            )
+        return y
+
+    def flush(self) -> NDArray[np.float32]:
+        """
+        End the signal: return the outputs that still waited for frames, then start anew.
+
+        Returns
+        -------
+        ndarray, float32, (n, C), or (B, n, C) with a batch
+            The last ``min(latency, frames_in)`` outputs, for which zeros follow the signal. The
+            stream is then as after `reset`.
+        """
+        y = np.empty(self._chunk_shape(self._n_outputs(self.latency)), np.float32)
+        nothing = np.empty(self._chunk_shape(0), np.float32)
+        ending = copy.copy(self)  # an interrupt leaves the signal either whole or over
+        ending._run(ending._process, nothing, y, self.latency)
+        self.reset()
+        return y
+
+    def reset(self) -> None:
+        """Start a new signal: as if the stream had just been opened."""
+        self._ring.clear()
+
+    @property
+    def cache(self) -> NDArray[np.float32]:
+        """
+        The last K - 1 input frames, oldest first: (B, C, K - 1), or (1, C, K - 1) without a batch.
+
+        Reading gives a copy, which fits ``conv(x, cache=...)``. Assigning replaces these frames,
+        if the module is causal, and leaves the counters; any float dtype will do.
+        """
+        return self._ring.read()
+
+    @cache.setter
+    def cache(self, cache: NDArray[np.floating[Any]]) -> None:
+        if not self._conv.causal:
+            raise ValueError(
+                f"`cache` cannot be assigned: {self._conv} is not causal, and the state of its "
+                "stream is more than the last K - 1 frames"
+            )
+        self._ring.write(check_cache(cache, self._cache_shape, self._conv))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Neither vector width nor ring position belongs to the signal: copies go to any CPU.
+        return _restored, (self._conv, self._batch_size, self.cache, self._ring.frames_in.copy())
+
+    def __repr__(self) -> str:
+        return (
+            f"<Stream of {self._conv}, batch_size={self._batch_size}, {self.frames_in} frames in>"
+        )
+
+    def _n_outputs(self, n_frames: int) -> int:
+        """Return how many outputs become final with `n_frames` more frames."""
+        frames_in = int(self._ring.frames_in[0])
+        return max(0, frames_in + n_frames - self.latency) - max(0, frames_in - self.latency)
+
+    def _chunk_shape(self, n_frames: int) -> tuple[int, ...]:
+        return (*self._frame_shape[:-1], n_frames, self._frame_shape[-1])
+
+    def _run(self, kernel: Any, x: Any, y: Any, *padding: int) -> int:
+        """Call a kernel if its arguments are as it takes them: a refusal by Numba is slow."""
+        if (
+            type(x) is np.ndarray
+            and type(y) is np.ndarray
+            and x.dtype is _FLOAT32
+            and y.dtype is _FLOAT32
+            and x.flags.c_contiguous
+        ):
+            try:
+                return kernel(x, y, *self._state, *padding)  # type: ignore[no-any-return]
+            except TypeError:  # another number of dimensions, or `y` is not what it must be
+                pass
+        return _REFUSED
+
+    def _run_whole(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
+        """Push whole signals (B, T, C), and at their end what `flush` pushes."""
+        from edgeconv import kernels
+
+        work = x.size * self._conv.kernel_size
+        kernels.process_signal(x, y, *self._state, self.latency, work=work)
+
+    def _run_checked(
+        self, kernel: Any, name: str, x: Any, shape: tuple[int | str, ...], y: Any,
+        y_shape: tuple[int, ...], *padding: int,
+    ) -> int:  # fmt: skip
+        """Say what is wrong with refused arguments, or convert them and call the kernel."""
+        opened = f"{self._conv}, stream opened with batch_size={self._batch_size}"
+        check_shape(name, float_array(name, x), shape, opened)
+        check_out(y, y_shape, name, x, opened)
+        return self._run(kernel, as_float32(x), y.view(np.ndarray), *padding)
+
+
+def _restored(
+    conv: DepthwiseConvolution,
+    batch_size: int | None,
+    cache: NDArray[np.float32],
+    frames_in: NDArray[np.int64],
+) -> Stream:
+    stream = Stream(conv, batch_size)
+    stream._ring.frames_in[:] = frames_in
+    stream._ring.write(cache)
+    return stream

@@ -1,0 +1,15 @@
+"""Hypothesis profiles: `ci` draws the same examples every time, `default` new ones."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+common = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow],
+}  # the first calls compile
+settings.register_profile("default", **common)
+settings.register_profile("ci", derandomize=True, **common)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "default")
+)

@@ -1,0 +1,32 @@
+"""Outputs of the definition, computed once and compared by equality on every processor."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from reference import same_bits
+
+from edgeconv import DepthwiseConvolution
+
+with np.load(pathlib.Path(__file__).parent / "data" / "golden.npz") as file:
+    GOLDEN = dict(file)
+MODULES = sorted({name.split("/")[0] for name in GOLDEN})
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "special"])
+@pytest.mark.parametrize("module", MODULES)
+def test_every_bit_is_the_golden_one(module, kind):
+    state = {f"conv.{name}": GOLDEN[f"{module}/{name}"] for name in ("weight", "bias")}
+    conv = DepthwiseConvolution.from_state_dict(state, causal=bool(GOLDEN[f"{module}/causal"]))
+    x, y = (GOLDEN[f"{module}/{kind}/{name}"] for name in "xy")
+    assert same_bits(conv(x[None])[0][0], y)
+    stream = conv.stream()
+    outputs = [output[None] for frame in x if (output := stream.step(frame)) is not None]
+    assert same_bits(np.concatenate([*outputs, stream.flush()]), y)
+
+
+def test_the_golden_signals_hold_what_is_hard():
+    special = np.concatenate([GOLDEN[f"{module}/special/x"].ravel() for module in MODULES])
+    assert np.isnan(special).any()
+    assert np.isinf(special).any()
+    assert ((special != 0) & (abs(special) < np.finfo(np.float32).tiny)).any()

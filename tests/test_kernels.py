@@ -1,0 +1,168 @@
+"""How the kernels are compiled, cached and run in parallel."""
+
+import os
+import subprocess
+import sys
+import threading
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import same_bits
+from strategies import modules, signals
+
+from edgeconv import DepthwiseConvolution, kernels, layout
+
+
+@pytest.fixture
+def always_parallel(monkeypatch):
+    monkeypatch.setattr(kernels, "PARALLEL_WORK", 0)
+
+
+@given(st.data())
+def test_the_parallel_loop_changes_no_bit(data):
+    conv = data.draw(modules())
+    x = data.draw(signals(conv))
+    expected, expected_cache = conv(x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "PARALLEL_WORK", 0)
+        y, cache = conv(x)
+    assert same_bits(y, expected)
+    assert expected_cache is None or same_bits(cache, expected_cache)
+
+
+def test_a_long_signal_runs_in_parallel(monkeypatch):
+    calls = []
+    parallel = kernels.process_in_parallel(3)
+    monkeypatch.setattr(
+        kernels, "process_in_parallel", lambda n: lambda *a: calls.append(n) or parallel(*a)
+    )
+    conv = DepthwiseConvolution(100, 31, causal=True, rng=0)
+    x = np.random.default_rng(0).standard_normal((2, 1500, 200), np.float32)
+    y, _ = conv(x)
+    assert calls == [3]
+    monkeypatch.setattr(kernels, "PARALLEL_WORK", 1 << 62)
+    assert same_bits(conv(x)[0], y)
+    assert calls == [3]
+
+
+@pytest.mark.parametrize("obstacle", ["busy", "forked", "one thread"])
+def test_otherwise_the_serial_kernel_runs(monkeypatch, always_parallel, obstacle):
+    monkeypatch.setattr(kernels, "process_in_parallel", None)
+    threads = kernels.numba.get_num_threads()
+    if obstacle == "busy":
+        kernels._parallel_loop.acquire()
+    elif obstacle == "forked":
+        monkeypatch.setattr(kernels, "_is_forked_child", True)
+    else:
+        kernels.numba.set_num_threads(1)
+    try:
+        y, _ = DepthwiseConvolution(1, 1, rng=0)(np.zeros((1, 1, 2), np.float32))
+    finally:
+        kernels.numba.set_num_threads(threads)
+        if obstacle == "busy":
+            kernels._parallel_loop.release()
+    assert y.shape == (1, 1, 2)
+
+
+def test_two_threads_in_parallel_loops_at_once(always_parallel):
+    conv = DepthwiseConvolution(64, 9, causal=True, rng=0)
+    x = np.random.default_rng(0).standard_normal((3, 50, 128), np.float32)
+    expected, _ = conv(x)
+    results = []
+
+    def run():
+        results.extend(same_bits(conv(x)[0], expected) for _ in range(50))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [True] * 200
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "default"])
+def test_a_forked_child_computes_after_the_parents_parallel_loop(layer):
+    program = """
+import os, numpy as np
+from edgeconv import DepthwiseConvolution, kernels
+kernels.PARALLEL_WORK = 0
+conv = DepthwiseConvolution(64, 9, rng=0)
+x = np.ones((2, 50, 128), np.float32)
+y, _ = conv(x)
+child = os.fork()
+if child == 0:
+    os._exit(7 if (conv(x)[0] == y).all() else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+    environment = os.environ | {"NUMBA_THREADING_LAYER": layer, "PYTHONWARNINGS": "ignore"}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+
+
+def test_without_a_writable_cache_everything_works_with_one_warning(monkeypatch):
+    compile_with_options = kernels._jit
+
+    def no_locator(function, **options):
+        if options.pop("cache", False):
+            raise RuntimeError("cannot cache function: no locator available")
+        return compile_with_options(function, **options)
+
+    def kernel(x, out, taps, ring, frames_in):
+        return 3
+
+    monkeypatch.setattr(kernels, "_jit", no_locator)
+    kernels._warn_that_nothing_is_cached.cache_clear()
+    state = layout.Ring(1, 2, 3)
+    arrays = np.zeros(2, np.float32), np.zeros(2, np.float32), np.zeros((1, 1, 1), np.float32)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            compiled = kernels.compiled_for()(kernel)(1)
+            assert compiled(*arrays, state.frames, state.frames_in) == 3
+    (warning,) = seen
+    assert "set NUMBA_CACHE_DIR to a directory that can" in str(warning.message)
+
+
+def test_another_type_never_compiles():
+    conv = DepthwiseConvolution(4, 3, causal=True, rng=0)
+    stream = conv.stream()
+    before = [len(kernel.overloads) for kernel in (kernels.step(1), kernels.process(2))]
+    frame = np.ones(8, np.float32)
+    for variant in (frame.astype(np.float64), frame.astype(">f4"), frame.astype(np.float16)):
+        stream.step(variant)
+        stream.process(variant[None].repeat(3, axis=0)[::2])
+    with pytest.raises(TypeError, match="No matching definition"):
+        kernels.step(1)(frame.astype(int), frame, *stream._state)
+    assert [len(kernel.overloads) for kernel in (kernels.step(1), kernels.process(2))] == before
+
+
+@pytest.mark.parametrize("channels", [2, 8, 14, 16, 18, 24, 32, 34, 48, 50])
+def test_memory_is_packed_in_aligned_blocks(channels):
+    lanes = layout.channels_of_lanes(channels)
+    assert lanes.shape == (-(-channels // kernels.LANES), kernels.LANES)
+    assert set(lanes.ravel()) == set(range(channels))
+    weight = np.arange(channels * 3, dtype=np.float32).reshape(channels, 1, 3)
+    taps = layout.pack_taps(weight, -np.arange(channels, dtype=np.float32))
+    assert taps.ctypes.data % 64 == 0
+    for block, lane in np.ndindex(lanes.shape):
+        c = lanes[block, lane]
+        assert taps[block, :, lane].tolist() == [-c, *weight[c, 0]]
+    ring = layout.Ring(3, channels, 3)
+    assert ring.frames.ctypes.data % 64 == 0
+    assert ring.frames_in.shape == (3,)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 7, 15, 31])
+def test_a_stream_holds_little_memory(kernel_size):
+    channels = 4 * kernels.LANES
+    ring = layout.Ring(1, channels, kernel_size)
+    assert ring.frames.nbytes <= (2.5 * kernel_size + 64) * channels * 4
+
+
+def test_the_environment_is_described():
+    description = kernels.environment()
+    assert description["vector width"] == f"{kernels.LANES} float32"
+    assert all(description.values())
