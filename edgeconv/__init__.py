@@ -1,8 +1,21 @@
 """Streaming depthwise convolutions of ESPnet speech recognisers, without PyTorch."""
 
-from edgeconv.checkpoint import CheckpointError
+from edgeconv.checkpoint import CheckpointError, read_checkpoint
 from edgeconv.convolution import DepthwiseConvolution
 from edgeconv.stream import Stream
+from edgeconv.weights import Convolution, convert, find_convolutions, load, load_all, save
 
 __version__ = "0.1.0"
-__all__ = ["CheckpointError", "DepthwiseConvolution", "Stream"]
+
+__all__ = [
+    "CheckpointError",
+    "Convolution",
+    "DepthwiseConvolution",
+    "Stream",
+    "convert",
+    "find_convolutions",
+    "load",
+    "load_all",
+    "read_checkpoint",
+    "save",
+]

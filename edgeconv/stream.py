@@ -28,11 +28,6 @@ class Stream:
     """
     The state of one signal on its way through a module; `DepthwiseConvolution.stream` opens it.
 
-    Attributes
-    ----------
-    latency : int
-        Frames by which the output lags the input: 0 if causal, else ``(K - 1) // 2``.
-
     Notes
     -----
     Outputs are bit-identical to those of the module called on the whole signal, for every way of
@@ -48,16 +43,21 @@ class Stream:
         # These import Numba, which only those who convolve wait for.
         from edgeconv import kernels, layout
 
-        self.latency = 0 if conv.causal else (conv.kernel_size - 1) // 2
         self._conv = conv
+        self._latency = 0 if conv.causal else (conv.kernel_size - 1) // 2
         self._batch_size = batch_size
         rows = 1 if batch_size is None else batch_size
         self._frame_shape = (conv.channels,) if batch_size is None else (rows, conv.channels)
         self._cache_shape = (rows, conv.channels, conv.kernel_size - 1)
         self._ring = ring = layout.Ring(rows, conv.channels, conv.kernel_size)
-        self._state = (conv._taps, ring.frames, ring.frames_in, conv.channels, self.latency)
+        self._state = (conv._taps, ring.frames, ring.frames_in, conv.channels, self._latency)
         self._step = kernels.step(len(self._frame_shape))
         self._process = kernels.process(len(self._frame_shape) + 1)
+
+    @property
+    def latency(self) -> int:
+        """Frames by which the output lags the input: 0 if causal, else ``(K - 1) // 2``."""
+        return self._latency
 
     @property
     def frames_in(self) -> int | NDArray[np.int64]:

@@ -9,7 +9,7 @@ from reference import convolve, same_bits
 from strategies import arrays, modules
 
 MISTAKES = {
-    "a frame of integers": lambda s, frame: s.step(frame.astype(int)),
+    "a frame of integers": lambda s, frame: s.step(np.zeros(frame.shape, int)),
     "a list": lambda s, frame: s.step(frame.tolist()),
     "a frame with a channel too many": lambda s, frame: s.step(np.append(frame, frame, axis=-1)),
     "a frame as a chunk": lambda s, frame: s.process(frame),
@@ -20,7 +20,7 @@ MISTAKES = {
         frame[..., None, :], out=np.empty((*frame.shape[:-1], 2, frame.shape[-1]), np.float32)
     ),
     "a cache of another shape": lambda s, frame: setattr(s, "cache", s.cache[..., :0, :]),
-    "a cache of integers": lambda s, frame: setattr(s, "cache", s.cache.astype(int)),
+    "a cache of integers": lambda s, frame: setattr(s, "cache", np.zeros(s.cache.shape, int)),
 }
 
 

@@ -1,0 +1,79 @@
+"""Files with tensors in them, as mappings of names to arrays."""
+
+from __future__ import annotations
+
+import os
+from typing import BinaryIO
+
+from edgeconv.checkpoint import npz, pytorch, safetensors
+from edgeconv.checkpoint.archive import Archive
+from edgeconv.checkpoint.error import CheckpointError, damaged, naming, shown
+from edgeconv.checkpoint.mapping import Checkpoint, Contents, TensorSpec, open_regular
+from edgeconv.checkpoint.wrong import HEAD_BYTES, wrong_archive, wrong_file
+
+__all__ = ["Checkpoint", "CheckpointError", "TensorSpec", "read_checkpoint"]
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """
+    Open a checkpoint of PyTorch, safetensors or NumPy.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file. Its content decides what it is, not its name.
+
+    Returns
+    -------
+    Checkpoint
+        A read-only mapping of names to arrays, in file order. A tensor is read when it is looked
+        up. Tensors that are not Boolean, integer or float are not listed.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is not a checkpoint, is damaged, or holds no such tensor.
+    OSError
+        If the file is missing, or may not be read.
+
+    Notes
+    -----
+    Nothing in the file is executed: no object that it describes is imported or constructed.
+    """
+    name = os.fsdecode(path)
+    with naming(name), open_regular(name) as (file, stamp):
+        contents = _contents(file, stamp.size)
+        if not any(entry.read for entry in contents.entries.values()):
+            raise _nothing_listed(contents)
+    return Checkpoint(name, stamp, contents)
+
+
+def _contents(file: BinaryIO, size: int) -> Contents:
+    """Recognise the format, and describe the tensors."""
+    head = file.read(HEAD_BYTES)
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        archive = Archive(file, size)
+        if error := wrong_archive(archive.records):
+            raise error
+        pickles = [name for name in archive.records if ("/" + name).endswith("/data.pkl")]
+        if not pickles:
+            return npz.read(file, archive)
+        if len(pickles) > 1:
+            raise damaged("the archive must have one data.pkl", shown(", ".join(pickles)))
+        return pytorch.read(file, archive, pickles[0].removesuffix("data.pkl"))
+    # The length of a header that could be read, and a header: no other format starts so.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= safetensors.HEADER_BYTES:
+        file.seek(0)
+        return safetensors.read(file, size)
+    raise wrong_file(head)
+
+
+def _nothing_listed(contents: Contents) -> CheckpointError:
+    """Return the error for a file without a tensor to list."""
+    for name, entry in contents.entries.items():
+        found = f"only others, such as {shown(name)} of {entry.spec.dtype}"
+        return CheckpointError(_EXPECTED, found, entry.remedy)
+    return CheckpointError(_EXPECTED, "none", "save `model.state_dict()` with `torch.save`")
+
+
+_EXPECTED = "the file must hold a Boolean, integer or float tensor"

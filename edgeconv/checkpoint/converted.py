@@ -1,0 +1,134 @@
+"""The converted checkpoint: a plain `.npz` with one JSON text that says what it holds."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeconv.checkpoint.error import CheckpointError, damaged, naming, shown
+from edgeconv.checkpoint.mapping import Checkpoint
+from edgeconv.checkpoint.npz import HEADER
+from edgeconv.checkpoint.safetensors import parse_object
+from edgeconv.checkpoint.tensors import convolutions
+from edgeconv.files import replacing
+
+__all__ = ["VERSION", "Source", "causality", "write"]
+
+VERSION = 1
+PREFIX_CHARACTERS = 1024
+
+
+class Module(Protocol):
+    """What is written of a module."""
+
+    @property
+    def weight(self) -> NDArray[np.float32]: ...
+    @property
+    def bias(self) -> NDArray[np.float32]: ...
+    @property
+    def causal(self) -> bool: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def kernel_size(self) -> int: ...
+
+
+class Source(NamedTuple):
+    """The file that a converted checkpoint was made from: its name and SHA-256."""
+
+    name: str
+    sha256: str
+
+
+def write(
+    path: str | os.PathLike[str], modules: Mapping[str, Module], source: Source | None = None
+) -> None:
+    """
+    Write a converted checkpoint in one step, under exactly the path given.
+
+    `modules` go by prefix. No module, or a prefix that could not be read back as it is, is a
+    ValueError. If writing fails, the file is as it was.
+    """
+    if not modules:
+        raise ValueError("`modules` must hold at least one module, got none")
+    geometries: dict[str, Any] = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    for prefix, module in modules.items():
+        _check_prefix(prefix)
+        geometries[prefix] = {
+            "causal": module.causal,
+            "channels": module.channels,
+            "kernel_size": module.kernel_size,
+        }
+        parent = f"{prefix}.conv" if prefix else "conv"
+        arrays[f"{parent}.weight"] = module.weight
+        arrays[f"{parent}.bias"] = module.bias
+    header = {
+        "format": HEADER,
+        "version": VERSION,
+        "modules": geometries,
+        "source": None if source is None else source._asdict(),
+    }
+    arrays = {HEADER: np.array(json.dumps(header)), **arrays}
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            record = io.BytesIO()
+            np.lib.format.write_array(record, array, version=(1, 0), allow_pickle=False)
+            # A `ZipInfo` of one's own has no date: the same weights give the same bytes every day.
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), record.getvalue())
+
+
+def _check_prefix(prefix: str) -> None:
+    """Refuse a prefix that would come back as another one, or not at all."""
+    if not prefix.isprintable() or prefix.endswith(".") or len(prefix) > PREFIX_CHARACTERS:
+        raise ValueError(
+            f"a prefix must be printable, at most {PREFIX_CHARACTERS} characters long, and must "
+            f"not end with '.', got {shown(prefix)}"
+        )
+
+
+def causality(checkpoint: Checkpoint) -> dict[str, bool]:
+    """
+    Return by prefix whether each module of a converted checkpoint is causal.
+
+    The answer is empty for another file. A version that is newer than this library is a
+    `CheckpointError`, and so is a text that disagrees with the arrays.
+    """
+    if checkpoint.header is None:
+        return {}
+    with naming(checkpoint.path):
+        what = f"{shown(HEADER)} of a converted checkpoint"
+        header = parse_object(checkpoint.header, what)
+        version = header.get("version")
+        if header.get("format") != HEADER or type(version) is not int or version < 1:
+            raise damaged(f"{what} must state its format and version", "others")
+        if version > VERSION:
+            raise CheckpointError(
+                f"a converted checkpoint must be of version {VERSION} or older",
+                f"version {version}",
+                "upgrade edgeconv, or convert the original file again",
+            )
+        stated = header.get("modules")
+        held = {
+            prefix: {"channels": convolution.channels, "kernel_size": convolution.kernel_size}
+            for prefix, convolution in convolutions(checkpoint).items()
+        }
+        if not isinstance(stated, dict) or stated.keys() != held.keys():
+            raise damaged(f"{what} must name the modules {shown(str(list(held)))}", "others")
+        causal = {}
+        for prefix, module in stated.items():
+            answer = module.get("causal") if isinstance(module, dict) else None
+            if not isinstance(answer, bool) or module != {"causal": answer, **held[prefix]}:
+                raise damaged(
+                    f"{what} must state causal, channels and kernel_size of {shown(prefix)}",
+                    shown(str(module)),
+                )
+            causal[prefix] = answer
+    return causal

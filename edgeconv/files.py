@@ -1,0 +1,90 @@
+"""Write a file so that others see the old one or the new one, and never half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["replacing"]
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """
+    Open a temporary file that takes the place of `path` when the block succeeds.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The target, exactly as given. A symbolic link stays a link: the file that it points to
+        is replaced.
+
+    Yields
+    ------
+    file : binary file, readable and writable
+        A new file beside the target, with the permissions of the file that it replaces, or those
+        of any new file.
+
+    Raises
+    ------
+    OSError
+        As `open` would, and where the target is a device, a pipe or another special file: putting
+        a file in its place would destroy it.
+
+    Notes
+    -----
+    The file is on the disk before it gets its name, so a power cut leaves the old file or the new
+    one. Any exception in the block, `KeyboardInterrupt` included, removes the temporary file and
+    leaves the target alone.
+    """
+    target = Path(os.path.realpath(os.fspath(path)))
+    mode = _permissions(target)
+    temporary = target.with_name(f".edgeconv-{secrets.token_hex(8)}.tmp")
+    try:
+        # `os.open` rather than `tempfile`, so that the umask decides the permissions.
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with os.fdopen(descriptor, "w+b") as file:
+            if mode is not None:
+                os.fchmod(descriptor, mode)
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        temporary.replace(target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        # A failed write does not say where, and the user never chose the temporary name.
+        if isinstance(error, OSError) and error.filename in (None, os.fspath(temporary)):
+            error.filename = os.fspath(path)
+        raise
+    _sync_directory(target.parent)
+
+
+def _permissions(target: Path) -> int | None:
+    """Return the permissions of the regular file `target`, or None if there is no such file."""
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "Not a regular file", os.fspath(target))
+    return stat.S_IMODE(mode) & 0o777
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the new name durable, on file systems that can."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # The file is complete and in place: a file system that cannot sync a directory is no error.
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

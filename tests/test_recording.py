@@ -1,0 +1,104 @@
+"""What `weights/` ships: the checkpoint, its converted file, and what PyTorch computed with it."""
+
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+
+import edgeconv
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+CHECKPOINT = WEIGHTS / "espnet-streaming-encoder.pth"
+CONVERTED = WEIGHTS / "espnet-streaming-encoder.npz"
+BLOCKS = "encoders.blocks"
+CONVOLUTIONS = [
+    (f"{BLOCKS}.0.conv_mod", 32, 31),
+    (f"{BLOCKS}.0.depthwise_conv_mod", 128, 31),
+    (f"{BLOCKS}.1.conv_mod", 32, 31),
+    (f"{BLOCKS}.1.depthwise_conv_mod", 128, 31),
+]
+
+
+@pytest.fixture(scope="module")
+def recording():
+    with np.load(WEIGHTS / "recording.npz") as archive:
+        return dict(archive)
+
+
+@pytest.fixture(scope="module")
+def definition(recording):
+    """Return what the definition makes of the inputs in float64, and float32's error bound."""
+    state = edgeconv.read_checkpoint(CHECKPOINT)
+    names = [f"{recording['prefix']}.conv.{name}" for name in ("weight", "bias")]
+    terms = [recording["inputs"], *(state[name] for name in names)]
+    return reference.convolve(*terms, True, reference.exact), reference.error_bound(*terms, True)
+
+
+def test_files_are_small():
+    sizes = {path.name: path.stat().st_size for path in WEIGHTS.iterdir() if path.is_file()}
+    assert sum(sizes.values()) < 1_000_000, sizes
+
+
+def test_recording_is_a_continuous_stream_of_frames(recording):
+    inputs, outputs = recording["inputs"], recording["outputs"]
+    assert inputs.shape == outputs.shape == (recording["chunk_lengths"].sum(), 128)
+    assert inputs.dtype == outputs.dtype == np.float32
+    assert inputs.flags.c_contiguous
+    assert outputs.flags.c_contiguous
+    assert np.isfinite(inputs).all()
+    assert recording["prefix"] in [prefix for prefix, _, _ in CONVOLUTIONS]
+    # Windows of 640 ms are 16 frames; the first is short of what the subsampling looks ahead, and
+    # the last is padded to a whole one.
+    assert recording["frames_per_second"] == 25
+    first, *middle, last = recording["chunk_lengths"]
+    assert (first, set(middle), last) == (13, {16}, 15)
+    with wave.open(str(WEIGHTS / "speech.wav")) as speech:
+        assert (speech.getframerate(), speech.getnchannels()) == (16_000, 1)
+        windows = -(-speech.getnframes() // (speech.getframerate() * 640 // 1000))
+    assert windows == len(recording["chunk_lengths"])
+
+
+def test_recording_holds_no_repeated_or_silent_frames(recording):
+    for name in ("inputs", "outputs"):
+        assert len(np.unique(recording[name], axis=0)) == len(recording[name])
+
+
+@pytest.mark.parametrize("path", [CHECKPOINT, CONVERTED], ids=["checkpoint", "converted"])
+def test_stream_agrees_with_pytorch(recording, definition, path):
+    exact, bound = definition
+    stream = edgeconv.load(path, prefix=str(recording["prefix"]), causal=True).stream()
+    streamed = np.array([stream.step(frame) for frame in recording["inputs"]])
+    for computed in (streamed, recording["outputs"]):
+        assert np.all(np.abs(computed - exact) <= bound)
+
+
+def test_stream_cut_as_espnet_cut_it_gives_the_same_bits(recording):
+    conv = edgeconv.load(CONVERTED, prefix=str(recording["prefix"]))
+    stream = conv.stream()
+    chunks = np.split(recording["inputs"], np.cumsum(recording["chunk_lengths"])[:-1])
+    streamed = np.concatenate([stream.process(chunk) for chunk in chunks])
+    whole, _ = conv(recording["inputs"][np.newaxis])
+    assert reference.same_bits(streamed, whole[0])
+
+
+def test_checkpoint_lists_its_convolutions():
+    assert edgeconv.find_convolutions(CHECKPOINT) == CONVOLUTIONS
+    assert edgeconv.find_convolutions(CONVERTED) == CONVOLUTIONS
+
+
+def test_converted_file_holds_the_bits_of_the_checkpoint():
+    checkpoint = edgeconv.read_checkpoint(CHECKPOINT)
+    modules = edgeconv.load_all(CONVERTED)
+    assert list(modules) == [prefix for prefix, _, _ in CONVOLUTIONS]
+    for prefix, conv in modules.items():
+        assert conv.causal
+        for name, values in conv.state_dict().items():
+            assert values.tobytes() == checkpoint[f"{prefix}.{name}"].tobytes()
+
+
+def test_converted_file_is_what_the_converter_makes(tmp_path):
+    target = tmp_path / "again.npz"
+    assert edgeconv.convert(CHECKPOINT, target, causal=True) == CONVOLUTIONS
+    assert target.read_bytes() == CONVERTED.read_bytes()
