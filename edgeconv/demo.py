@@ -25,7 +25,7 @@ SECONDS = 1.0  # of timing: enough frames for a steady 99th percentile
 def shipped_files() -> Path:
     """Return the directory of the files that ship: in the package, or beside it in a checkout."""
     package = Path(__file__).parent
-    for directory in (package / "weights", package.parent / "weights"):
+    for directory in (package / "shipped", package.parent / "weights"):
         if (directory / RECORDING).is_file():
             return directory
     raise CommandError(f"{RECORDING}: is neither in {package} nor beside it; reinstall edgeconv")

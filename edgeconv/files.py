@@ -44,7 +44,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     leaves the target alone.
     """
     target = Path(os.path.realpath(os.fspath(path)))
-    mode = _permissions(target)
+    mode = _permissions(target, path)
     temporary = target.with_name(f".edgeconv-{secrets.token_hex(8)}.tmp")
     try:
         # `os.open` rather than `tempfile`, so that the umask decides the permissions.
@@ -66,16 +66,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     _sync_directory(target.parent)
 
 
-def _permissions(target: Path) -> int | None:
-    """Return the permissions of the regular file `target`, or None if there is no such file."""
+def _permissions(target: Path, path: str | os.PathLike[str]) -> int | None:
+    """Return the permissions of the regular file that `path` leads to, or None without one."""
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
         return None
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "Not a regular file", os.fspath(target))
+        raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
     return stat.S_IMODE(mode) & 0o777
 
 

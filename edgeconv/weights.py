@@ -12,7 +12,14 @@ import numpy as np
 from edgeconv.arrays import described
 from edgeconv.checkpoint import Checkpoint, CheckpointError, converted, read_checkpoint
 from edgeconv.checkpoint.error import naming, shown
-from edgeconv.checkpoint.tensors import Convolution, choice, convolutions, none_found, prefix_of
+from edgeconv.checkpoint.tensors import (
+    Convolution,
+    choice,
+    convolutions,
+    none_found,
+    prefix_of,
+    weight_and_bias,
+)
 from edgeconv.convolution import DepthwiseConvolution
 
 __all__ = ["Convolution", "convert", "find_convolutions", "load", "load_all", "save"]
@@ -205,6 +212,7 @@ def _load(
     """Load one module, causal as the file or the caller states."""
     answer = stated.get(prefix, stated.get(prefix_of(f"{prefix}."), causal))
     if answer is None:
+        weight_and_bias(checkpoint, prefix)  # that there is none is the better thing to say
         raise CheckpointError(
             f"{shown(prefix)} must be known to be causal or not",
             "nothing about it in the file",

@@ -570,13 +570,13 @@ def test_demo_notices_different_bits(quick_demo, monkeypatch, capsys):
 def test_shipped_files(tmp_path, monkeypatch, capsys):
     assert demo.shipped_files() == SHIPPED.parent
     package = tmp_path / "site-packages" / "edgeconv"
-    (package / "weights").mkdir(parents=True)
+    (package / "shipped").mkdir(parents=True)
     monkeypatch.setattr(demo, "__file__", str(package / "demo.py"))
     assert error_of(capsys, "demo") == (
         f"recording.npz: is neither in {package} nor beside it; reinstall edgeconv"
     )
-    (package / "weights" / "recording.npz").touch()
-    assert demo.shipped_files() == package / "weights"
+    (package / "shipped" / "recording.npz").touch()
+    assert demo.shipped_files() == package / "shipped"
 
 
 # --- bench and doctor ---

@@ -126,6 +126,8 @@ def test_what_is_not_stated_must_be_given(source, target):
             CheckpointError, match=f"'{FIRST}' must be known to be causal or not, fo"
         ):
             call()
+    with pytest.raises(CheckpointError, match="prefix 'elsewhere' must have the key"):
+        load(source, "elsewhere")
     save(target, {"": DepthwiseConvolution(2, 3, causal=True)})
     assert load(target).causal is True
     assert load(target, "conv").causal is True
