@@ -1,6 +1,7 @@
 """How the kernels are compiled, cached and run in parallel."""
 
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -55,7 +56,8 @@ def test_otherwise_the_serial_kernel_runs(monkeypatch, always_parallel, obstacle
     if obstacle == "busy":
         kernels._parallel_loop.acquire()
     elif obstacle == "forked":
-        monkeypatch.setattr(kernels, "_is_forked_child", True)
+        monkeypatch.setattr(kernels, "_is_forked_child", False)  # and back again afterwards
+        kernels._mark_forked_child()
     else:
         kernels.numba.set_num_threads(1)
     try:
@@ -166,3 +168,10 @@ def test_the_environment_is_described():
     description = kernels.environment()
     assert description["vector width"] == f"{kernels.LANES} float32"
     assert all(description.values())
+
+
+def test_a_processor_without_fused_multiply_adds_gives_the_same_bits():
+    golden = pathlib.Path(__file__).with_name("test_golden.py")
+    environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(golden)]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
