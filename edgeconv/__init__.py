@@ -2,7 +2,9 @@
 
 from edgeconv.checkpoint import CheckpointError, read_checkpoint
 from edgeconv.convolution import DepthwiseConvolution
+from edgeconv.state import StreamState, load_state, save_state
 from edgeconv.stream import Stream
+from edgeconv.streams import Streams
 from edgeconv.weights import Convolution, convert, find_convolutions, load, load_all, save
 
 __version__ = "0.1.0"
@@ -12,10 +14,14 @@ __all__ = [
     "Convolution",
     "DepthwiseConvolution",
     "Stream",
+    "StreamState",
+    "Streams",
     "convert",
     "find_convolutions",
     "load",
     "load_all",
+    "load_state",
     "read_checkpoint",
     "save",
+    "save_state",
 ]

@@ -95,3 +95,46 @@ def check_out(
         )
     if np.shares_memory(out, x):
         raise ValueError(f"`out` must not overlap `{name}`, got two arrays that share memory")
+
+
+def check_lengths(lengths: object, batch_size: int | None, n_frames: int) -> NDArray[np.int64]:
+    """Return `lengths` as int64 (B,); a TypeError or ValueError unless all are from 0 to T."""
+    if batch_size is None:
+        raise ValueError("`lengths` must be None for a stream without a batch: pass fewer frames")
+    array = _integers("lengths", lengths)
+    if array.shape != (batch_size,):
+        raise ValueError(f"`lengths` must have shape (B,) = ({batch_size},), got {array.shape}")
+    for row, length in enumerate(array.tolist()):
+        if not 0 <= length <= n_frames:
+            raise ValueError(
+                f"`lengths` must be from 0 to the {n_frames} frames of the chunk, got {length} for "
+                f"row {row}"
+            )
+    return array.astype(np.int64)
+
+
+def check_rows(rows: object, batch_size: int | None) -> NDArray[np.intp] | slice:
+    """Return an index of different rows of the batch; all of them for None."""
+    if rows is None:
+        return slice(None)
+    if batch_size is None:
+        raise ValueError(f"`rows` must be None for a stream without a batch, got {described(rows)}")
+    array = np.atleast_1d(_integers("rows", rows))
+    if array.ndim != 1 or len(np.unique(array)) != array.size:
+        raise ValueError(f"`rows` must be one or more different rows, got {rows!r}")
+    for row in array.tolist():
+        if not 0 <= row < batch_size:
+            raise ValueError(f"`rows` must be from 0 to {batch_size - 1}, got {row}")
+    return array.astype(np.intp)
+
+
+def _integers(name: str, value: object) -> NDArray[np.integer[Any]]:
+    """Return integers as an array; a TypeError for anything else."""
+    if is_array(value) or is_integer(value) or isinstance(value, list | tuple | range):
+        try:
+            array = np.asarray(value) if np.size(value) else np.empty(0, np.int64)
+        except ValueError:  # lists of different lengths
+            array = np.empty(0)
+        if array.dtype.kind in "iu":
+            return array
+    raise TypeError(f"`{name}` must be integers, got {described(value)}")

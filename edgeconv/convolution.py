@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from edgeconv.arrays import (
     as_float32,
     check_cache,
+    check_lengths,
     check_shape,
     described,
     float_array,
@@ -176,11 +178,19 @@ class DepthwiseConvolution:
 
         return layout.pack_taps(self._weight, self._bias)
 
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        """SHA-256 of weight and bias, little-endian."""
+        arrays = (self._weight.astype("<f4"), self._bias.astype("<f4"))
+        return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
     def __call__(
         self,
         x: NDArray[np.floating[Any]],
         mask: NDArray[np.bool_] | None = None,
         cache: NDArray[np.floating[Any]] | None = None,
+        *,
+        lengths: Sequence[int] | NDArray[np.integer[Any]] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """
         Convolve whole signals, or the next chunk of each.
@@ -194,12 +204,16 @@ class DepthwiseConvolution:
         cache : ndarray of floats, (B, C, K - 1), optional
             Only for a causal module: the frames before `x`, oldest first. None means the start
             of a signal.
+        lengths : integers from 0 to T, (B,), optional
+            Row b has only ``lengths[b]`` frames; what follows is padding that counts as the end
+            of the signal, whatever it holds. Not together with `mask`.
 
         Returns
         -------
         y : ndarray, float32, (B, T, C)
+            With `lengths`, zeros beyond each row's own.
         cache : ndarray, float32, (B, C, K - 1), or None
-            The last K - 1 frames up to the end of `x`, for the next call; None if not causal.
+            Each row's last K - 1 frames, for the next call; None if not causal.
 
         Raises
         ------
@@ -223,14 +237,19 @@ class DepthwiseConvolution:
                 )
             cache = check_cache(cache, cache_shape, self)
         if mask is not None:
+            if lengths is not None:
+                raise ValueError(
+                    "`mask` and `lengths` must not both be given: both say what to ignore"
+                )
             x = _masked(x, mask)
+        valid = None if lengths is None else check_lengths(lengths, batch_size, x.shape[1])
         y = np.empty(x.shape, np.float32)
         if batch_size == 0:
             return y, np.empty(cache_shape, np.float32) if self._causal else None
         stream = Stream(self, batch_size)
         if cache is not None:
             stream.cache = cache
-        stream._run_whole(as_float32(x), y)
+        stream._run_whole(as_float32(x), y, valid)
         return y, stream.cache if self._causal else None
 
     forward = __call__

@@ -10,10 +10,11 @@ Layouts, all float32, every row of a block on a boundary of its own size:
   channel and so overlaps its neighbour where `channels` is no multiple of `LANES`; both compute
   the same bits, and no path needs a narrow vector. Fewer channels than `LANES` repeat the last.
 * taps (blocks, 1 + K, LANES): the bias, then tap 0 to K - 1.
-* ring (B, blocks, 2 * N + SPARE_ROWS, LANES) with N = K - 1 + PASS: frame i lies in row i mod N
-  and again in row N + i mod N, so that N consecutive frames are one run of rows wherever they
-  begin. The spare rows follow: one that stays zero, one of scratch.
-* frames_in (B,), int64: the only other state. A kernel writes it last.
+* state (B, HEADER + blocks * (2 * N + SPARE_ROWS) * LANES) with N = K - 1 + PASS: for each row of
+  the batch a header, then the ring (blocks, 2 * N + SPARE_ROWS, LANES). Frame i lies in row i mod
+  N and again in row N + i mod N, so that N consecutive frames are one run of rows wherever they
+  begin. The spare rows follow: one that stays zero, one of scratch. The header begins with the
+  number of frames taken, an int64: the only other state. A kernel writes it last.
 
 Why packed: the rows of (T, C) arrays are a power of two apart for the usual channel counts, and
 then compete for the same few sets of the cache.
@@ -22,14 +23,13 @@ then compete for the same few sets of the cache.
 from __future__ import annotations
 
 import functools
-import os
-import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import llvmlite
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import float32, int64, prange, types
 from numba.core import cgutils
@@ -45,9 +45,9 @@ LANES = 16 if "+avx512f" in _FEATURES.split(",") else 8
 # Frames that enter the ring together. A pass reads all taps once; the ring grows with it.
 PASS = 24
 SPARE_ROWS = 2
+HEADER = 16
 
-# A parallel loop over this many multiply-adds or more pays: about a millisecond of serial work.
-PARALLEL_WORK = 1 << 24
+# Channel blocks of one task of the parallel loop: a cache line of a frame each, or more.
 BLOCKS_PER_TASK = 8
 
 # What a kernel answers instead of the number of output frames. A `raise` in compiled code leaks
@@ -237,9 +237,10 @@ def _outputs(y, y_at, n, taps, ring, ring_at, window, stride, first_block, last_
 
 @compiled
 def _convolve(
-    x, n_frames, padding, y, taps, ring, row, frames_in, channels, latency, first_block, last_block
-):
-    """Push `n_frames` of batch row `row`, then `padding` zeros; write the outputs now final.
+    x, x_at, n_frames, padding, y, y_at, taps, ring, ring_at, frames_in, channels, latency,
+    first_block, last_block,
+):  # fmt: skip
+    """Push `n_frames` into one ring, then `padding` zeros; write the outputs that are now final.
 
     Output t needs the frames up to t + latency: the first `latency` frames of a signal only fill
     the ring, and from then on the window of output t is the run of K rows that ends there.
@@ -247,12 +248,9 @@ def _convolve(
     K = taps.shape[1] - 1
     N = K - 1 + PASS
     stride = (2 * N + SPARE_ROWS) * LANES
-    ring_at = row * taps.shape[0] * stride
-    zeros = 2 * N * LANES
+    zeros = ring_at + 2 * N * LANES
     total = n_frames + padding
     silent = min(total, max(0, latency - frames_in))
-    x_at = row * n_frames * channels
-    y_at = row * (total - silent) * channels
     done = 0
     while done < total:
         count = min(PASS, total - done)
@@ -274,6 +272,12 @@ def _convolve(
                 ring, ring_at, window, stride, first_block, last_block, channels,
             )  # fmt: skip
         done += count
+
+
+@compiled
+def _n_outputs(frames_in, n_frames, latency):
+    """Return how many outputs `n_frames` more frames make final."""
+    return max(0, frames_in + n_frames - latency) - max(0, frames_in - latency)
 
 
 @compiled
@@ -299,14 +303,54 @@ def _fit(x, n_frames, y, n_outputs, batch_size, channels):
 
 
 @compiled
-def _plan(x, out, batch_size, frames_in, channels, latency, padding):
-    """Return the numbers of input and output frames for each row, the latter REFUSED if wrong."""
+def _plan(x, out, state, channels, latency, padding, lengths):
+    """Return the numbers of input and output frames of the arrays, the latter REFUSED if wrong."""
+    batch_size = state.shape[0]
     n_frames = x.size // (batch_size * channels)
-    total = frames_in + n_frames + padding
-    n_outputs = max(0, total - latency) - max(0, frames_in - latency)
+    n_outputs = out.size // (batch_size * channels)
     if not _fit(x, n_frames, out, n_outputs, batch_size, channels):
-        n_outputs = REFUSED
+        return n_frames, REFUSED
+    for row in range(batch_size):
+        frames_in = state.view(np.int64)[row, 0]
+        if lengths.size == 0:
+            if _n_outputs(frames_in, n_frames + padding, latency) != n_outputs:
+                return n_frames, REFUSED
+        elif (
+            not 0 <= lengths[row] <= n_frames
+            or _n_outputs(frames_in, lengths[row] + padding, latency) > n_outputs
+        ):
+            return n_frames, REFUSED
     return n_frames, n_outputs
+
+
+@compiled
+def _process_row(
+    x, n_frames, out, n_outputs, taps, state, row, channels, latency, padding, lengths,
+    first_block, last_block,
+):  # fmt: skip
+    """Push a row's part of a chunk; fill the rest of its output with zeros."""
+    length = lengths[row] if lengths.size else n_frames
+    ring_at = row * state.shape[1]
+    y_at = row * n_outputs * channels
+    frames_in = state.view(np.int64)[row, 0]
+    _convolve(
+        x, row * n_frames * channels, length, padding, out, y_at, taps, state, ring_at + HEADER,
+        frames_in, channels, latency, first_block, last_block,
+    )  # fmt: skip
+    rest = _n_outputs(frames_in, length + padding, latency)
+    if rest < n_outputs:
+        flat = out.ravel()
+        first = min(first_block * LANES, channels)
+        last = min(last_block * LANES, channels)
+        for i in range(rest, n_outputs):
+            flat[y_at + i * channels + first : y_at + i * channels + last] = 0
+
+
+@compiled
+def _count(state, n_frames, lengths):
+    """Add the frames that were pushed to every row's counter."""
+    for row in range(len(state)):
+        state.view(np.int64)[row, 0] += lengths[row] if lengths.size else n_frames
 
 
 # --- What Python calls ---
@@ -344,10 +388,10 @@ def compiled_for(**options: Any) -> Callable[[Any], Callable[[int], Any]]:
             x = types.Array(float32, dimensions, "C", readonly=True)  # matches writable ones too
             y = types.Array(float32, dimensions, "C")
             taps = types.Array(float32, 3, "C", readonly=True)
-            ring = types.Array(float32, 4, "C")
-            frames_in = types.Array(int64, 1, "C")
-            numbers = [int64] * (function.__code__.co_argcount - 5)
-            kernel.compile((x, y, taps, ring, frames_in, *numbers))
+            state = types.Array(float32, 2, "C")
+            lengths = types.Array(int64, 1, "C", readonly=True)
+            rest = (int64, int64, int64, lengths)[: function.__code__.co_argcount - 4]
+            kernel.compile((x, y, taps, state, *rest))
             kernel.disable_compile()
             return kernel
 
@@ -357,81 +401,62 @@ def compiled_for(**options: Any) -> Callable[[Any], Callable[[int], Any]]:
 
 
 @compiled_for()
-def step(x, out, taps, ring, frames_in, channels, latency):
+def step(x, out, taps, state, channels, latency):
     """Push one frame into every row and write the output that is now final, if any."""
-    batch_size = ring.shape[0]
-    if not _fit(x, 1, out, 1, batch_size, channels):
+    n_rows, n_floats = state.shape
+    frames_in = state.view(np.int64)[:, 0]
+    if not _fit(x, 1, out, 1, n_rows, channels):
         return REFUSED
-    n_outputs = 1 if frames_in[0] >= latency else 0
-    n_blocks = taps.shape[0]
-    for row in range(batch_size):
-        n = frames_in[row]
-        _convolve(x, 1, 0, out, taps, ring, row, n, channels, latency, 0, n_blocks)
+    n_outputs = _n_outputs(frames_in[0], 1, latency)
+    for row in range(1, n_rows):
+        if _n_outputs(frames_in[row], 1, latency) != n_outputs:
+            return REFUSED
+    for row in range(n_rows):
+        _convolve(
+            x, row * channels, 1, 0, out, row * channels, taps, state, row * n_floats + HEADER,
+            frames_in[row], channels, latency, 0, len(taps),
+        )  # fmt: skip
     frames_in += 1
     return n_outputs
 
 
 @compiled_for()
-def process(x, out, taps, ring, frames_in, channels, latency, padding):
-    """Push a chunk, then `padding` frames of zeros, into every row."""
-    n_frames, n_outputs = _plan(x, out, ring.shape[0], frames_in[0], channels, latency, padding)
+def process(x, out, taps, state, channels, latency, padding, lengths):
+    """Push a chunk, then `padding` frames of zeros, into every row.
+
+    `lengths` says how many frames of the chunk each row gets, or is empty: then all of them, and
+    every row must have the same number of outputs.
+    """
+    n_frames, n_outputs = _plan(x, out, state, channels, latency, padding, lengths)
     if n_outputs != REFUSED:
-        for row in range(ring.shape[0]):
-            n = frames_in[row]
-            _convolve(
-                x, n_frames, padding, out, taps, ring, row, n, channels, latency, 0, taps.shape[0]
-            )
-        frames_in += n_frames + padding
+        for row in range(state.shape[0]):
+            _process_row(
+                x, n_frames, out, n_outputs, taps, state, row, channels, latency, padding,
+                lengths, 0, taps.shape[0],
+            )  # fmt: skip
+        _count(state, n_frames, lengths)
     return n_outputs
 
 
 @compiled_for(parallel=True)
-def process_in_parallel(x, out, taps, ring, frames_in, channels, latency, padding):
+def process_in_parallel(x, out, taps, state, channels, latency, padding, lengths):
     """Do as `process` does, rows and groups of channel blocks spread over Numba's threads."""
-    n_frames, n_outputs = _plan(x, out, ring.shape[0], frames_in[0], channels, latency, padding)
+    n_frames, n_outputs = _plan(x, out, state, channels, latency, padding, lengths)
     if n_outputs != REFUSED:
         groups = -(-taps.shape[0] // BLOCKS_PER_TASK)
-        for task in prange(ring.shape[0] * groups):
-            row = task // groups
+        for task in prange(state.shape[0] * groups):
             block = task % groups * BLOCKS_PER_TASK
-            _convolve(
-                x, n_frames, padding, out, taps, ring, row, frames_in[row], channels, latency,
-                block, min(block + BLOCKS_PER_TASK, taps.shape[0]),
+            _process_row(
+                x, n_frames, out, n_outputs, taps, state, task // groups, channels, latency,
+                padding, lengths, block, min(block + BLOCKS_PER_TASK, taps.shape[0]),
             )  # fmt: skip
-        for row in range(ring.shape[0]):
-            frames_in[row] += n_frames + padding
+        _count(state, n_frames, lengths)
     return n_outputs
 
 
-_parallel_loop = threading.Lock()
-_is_forked_child = False
-
-
-def _mark_forked_child() -> None:
-    global _is_forked_child
-    _is_forked_child = True  # OpenMP kills a forked child at its first parallel loop
-
-
-os.register_at_fork(after_in_child=_mark_forked_child)
-
-
-def process_signal(x: Any, *arguments: Any, work: int) -> int:
-    """Run `process` on an array (B, T, C), in parallel where `work` multiply-adds make it pay.
-
-    One parallel loop at a time in a process: a second one aborts it where Numba's threading layer
-    is `workqueue`. Whoever does not get the lock at once runs the serial kernel.
-    """
-    if (
-        work >= PARALLEL_WORK
-        and not _is_forked_child
-        and numba.get_num_threads() > 1
-        and _parallel_loop.acquire(blocking=False)
-    ):
-        try:
-            return int(process_in_parallel(3)(x, *arguments))
-        finally:
-            _parallel_loop.release()
-    return int(process(3)(x, *arguments))
+def n_threads() -> int:
+    """Return how many threads Numba would use, here and now."""
+    return int(numba.get_num_threads())
 
 
 def environment() -> dict[str, str]:
@@ -441,6 +466,6 @@ def environment() -> dict[str, str]:
         "llvmlite": llvmlite.__version__,
         "CPU": CPU,
         "vector width": f"{LANES} float32",
-        "threads": str(numba.get_num_threads()),
+        "threads": str(n_threads()),
         "cache": step(1).stats.cache_path or "",
     }

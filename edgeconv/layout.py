@@ -40,26 +40,24 @@ class Ring:
 
     Attributes
     ----------
+    memory : ndarray, float32, (B, n)
+        What the kernels call `state`: one run of memory for each row of the batch, so that a row
+        starts anew, or all of them, by one assignment that no signal can cut in two.
     frames : ndarray, float32, (B, blocks, 2 * N + SPARE_ROWS, LANES)
-        As `kernels` describes it.
+        The part of it that holds frames, as `kernels` describes it.
     frames_in : ndarray, int64, (B,)
-        Frames that each row took.
+        The part of it that counts the frames of each row.
     """
 
     def __init__(self, batch_size: int, channels: int, kernel_size: int) -> None:
         self._lanes = channels_of_lanes(channels)
         self._shape = (batch_size, channels, kernel_size - 1)
         self._period = kernel_size - 1 + kernels.PASS
-        rows = 2 * self._period + kernels.SPARE_ROWS
-        shape = (batch_size, len(self._lanes), rows, kernels.LANES)
-        counters = -(-batch_size // 8) * 16  # whole cache lines, in floats
-        self._memory = _zeros(counters + math.prod(shape))
-        self.frames = self._memory[counters:].reshape(shape)
-        self.frames_in = self._memory[: 2 * batch_size].view(np.int64)
-
-    def clear(self) -> None:
-        """Forget everything, in one call that no signal can cut in two."""
-        self._memory.fill(0)
+        n_rows = 2 * self._period + kernels.SPARE_ROWS
+        blocks = (batch_size, len(self._lanes), n_rows, kernels.LANES)
+        self.memory = _zeros(batch_size, kernels.HEADER + math.prod(blocks[1:]))
+        self.frames = self.memory[:, kernels.HEADER :].reshape(blocks)
+        self.frames_in = self.memory[:, :2].view(np.int64)[:, 0]
 
     def read(self) -> NDArray[np.float32]:
         """Return the latest K - 1 frames, (B, C, K - 1), oldest first."""
@@ -68,7 +66,7 @@ class Ring:
         return latest
 
     def write(self, latest: NDArray[np.float32]) -> None:
-        """Replace the latest K - 1 frames, in one assignment to both their copies."""
+        """Replace the latest K - 1 frames, both copies in one assignment."""
         frames = latest[:, self._lanes].swapaxes(2, 3)
         self.frames[self._rows_of_latest(copies=2)] = np.concatenate([frames, frames], axis=2)
 

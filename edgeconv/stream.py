@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +11,22 @@ from numpy.typing import NDArray
 from edgeconv.arrays import (
     as_float32,
     check_cache,
+    check_lengths,
     check_out,
+    check_rows,
     check_shape,
+    described,
     float_array,
     is_array,
 )
+from edgeconv.state import StreamState
 
 if TYPE_CHECKING:
     from edgeconv.convolution import DepthwiseConvolution
 
 _REFUSED = -1  # kernels.REFUSED, without importing Numba
 _FLOAT32 = np.dtype(np.float32)
+_ALL_FRAMES = np.empty(0, np.int64)  # for the kernels: no row gets less than the chunk
 
 
 class Stream:
@@ -35,8 +40,8 @@ class Stream:
     stream belongs to one thread at a time; its module may be shared.
 
     The latest frames lie in a ring whose every row is written twice, so that each window of K
-    frames is one run of memory, and no frame costs more because the ring wraps. Ring and counters
-    lie in one block of memory, which changes in one call into compiled code or not at all.
+    frames is one run of memory, and no frame costs more because the ring wraps. A row's ring and
+    its counter lie side by side, and change in one call into compiled code or not at all.
     """
 
     def __init__(self, conv: DepthwiseConvolution, batch_size: int | None) -> None:
@@ -50,7 +55,7 @@ class Stream:
         self._frame_shape = (conv.channels,) if batch_size is None else (rows, conv.channels)
         self._cache_shape = (rows, conv.channels, conv.kernel_size - 1)
         self._ring = ring = layout.Ring(rows, conv.channels, conv.kernel_size)
-        self._state = (conv._taps, ring.frames, ring.frames_in, conv.channels, self._latency)
+        self._state = (conv._taps, ring.memory, conv.channels, self._latency)
         self._step = kernels.step(len(self._frame_shape))
         self._process = kernels.process(len(self._frame_shape) + 1)
 
@@ -98,14 +103,33 @@ class Stream:
         y = np.empty(self._frame_shape, np.float32) if out is None else out
         n_outputs = self._run(self._step, frame, y)
         if n_outputs == _REFUSED:
+            self._check_in_step(1)
             n_outputs = self._run_checked(
                 self._step, "frame", frame, self._frame_shape, y, self._frame_shape
             )
         return y if n_outputs else None
 
+    @overload
     def process(
         self, chunk: NDArray[np.floating[Any]], out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float32]: ...
+
+    @overload
+    def process(
+        self,
+        chunk: NDArray[np.floating[Any]],
+        out: NDArray[np.float32] | None = None,
+        *,
+        lengths: Sequence[int] | NDArray[np.integer[Any]],
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+
+    def process(
+        self,
+        chunk: NDArray[np.floating[Any]],
+        out: NDArray[np.float32] | None = None,
+        *,
+        lengths: Sequence[int] | NDArray[np.integer[Any]] | None = None,
+    ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.int64]]:
         """
         Take a chunk of any number of frames; return the output frames that are now final.
 
@@ -114,54 +138,122 @@ class Stream:
         chunk : ndarray of floats, (T, C), or (B, T, C) with a batch
             Computed in float32. T may be 0.
         out : ndarray, float32, C-contiguous, (n, C), or (B, n, C) with a batch, optional
-            Where to write the output, with ``n = max(0, frames_in + T - latency) - frames_out``.
-            It may not overlap `chunk`.
+            Where to write the output, with ``n = max(0, frames_in + T - latency) - frames_out``,
+            or the largest of these. It may not overlap `chunk`.
+        lengths : integers from 0 to T, (B,), optional
+            Row b takes only its first ``lengths[b]`` frames; with 0 it sits out this call.
 
         Returns
         -------
-        ndarray, float32, (n, C), or (B, n, C) with a batch
-            `out` or a new array.
+        y : ndarray, float32, (n, C), or (B, n, C) with a batch
+            `out` or a new array. With `lengths`, zeros after each row's own outputs.
+        counts : ndarray, int64, (B,)
+            Only with `lengths`: how many outputs each row has.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument is not as described. The stream is then as before the call.
+            If an argument is not as described, or if the rows have different numbers of outputs
+            and there are no `lengths`. The stream is then as before the call.
         """
         n_frames = chunk.shape[-2] if is_array(chunk) and chunk.ndim > 1 else 0
-        shape = self._chunk_shape(self._n_outputs(n_frames))
+        expected = (*self._frame_shape[:-1], "T", self._frame_shape[-1])
+        if lengths is not None:
+            self._check_shape("chunk", float_array("chunk", chunk), expected)
+            lengths = check_lengths(lengths, self._batch_size, n_frames)
+            counts = self._n_outputs(lengths)
+            shape = self._chunk_shape(int(counts.max()))
+            y = np.empty(shape, np.float32) if out is None else out
+            self._run_checked(self._process, "chunk", chunk, expected, y, shape, 0, lengths)
+            return y, counts
+        ready = int(self._ring.frames_in[0]) - self._latency  # the other rows': as many, or refused
+        shape = self._chunk_shape(max(0, ready + n_frames) - max(0, ready))
         y = np.empty(shape, np.float32) if out is None else out
-        if self._run(self._process, chunk, y, 0) == _REFUSED:
-            self._run_checked(
-                self._process,
-                "chunk",
-                chunk,
-                (*self._frame_shape[:-1], "T", self._frame_shape[-1]),
-                y,
-                shape,
-                0,
-            )
+        if self._run(self._process, chunk, y, 0, _ALL_FRAMES) == _REFUSED:
+            self._check_in_step(n_frames)
+            self._run_checked(self._process, "chunk", chunk, expected, y, shape, 0, _ALL_FRAMES)
         return y
 
-    def flush(self) -> NDArray[np.float32]:
+    def flush(self, rows: int | Sequence[int] | None = None) -> NDArray[np.float32]:
         """
         End the signal: return the outputs that still waited for frames, then start anew.
 
+        Parameters
+        ----------
+        rows : int or integers, optional
+            Only these rows of the batch; the others go on.
+
         Returns
         -------
-        ndarray, float32, (n, C), or (B, n, C) with a batch
-            The last ``min(latency, frames_in)`` outputs, for which zeros follow the signal. The
-            stream is then as after `reset`.
+        ndarray, float32, (n, C), or (len(rows), n, C) with a batch
+            The last ``min(latency, frames_in)`` outputs, for which zeros follow the signal. Where
+            rows have different numbers of them, zeros after each row's own. The rows are then as
+            after `reset`.
         """
-        y = np.empty(self._chunk_shape(self._n_outputs(self.latency)), np.float32)
-        nothing = np.empty(self._chunk_shape(0), np.float32)
-        ending = copy.copy(self)  # an interrupt leaves the signal either whole or over
-        ending._run(ending._process, nothing, y, self.latency)
-        self.reset()
-        return y
+        chosen = check_rows(rows, self._batch_size)
+        counts = np.minimum(self.latency, self._ring.frames_in[chosen])
+        n = int(counts.max(initial=0))
+        y = np.empty((len(counts), n, self._conv.channels), np.float32)
+        if n:  # the end happens to a copy: an interrupt leaves the signal either whole or over
+            frames_in = self._ring.frames_in[chosen]
+            ending = _restored(self._conv, len(counts), self.cache[chosen], frames_in)
+            lengths = np.zeros(len(counts), np.int64)
+            ending._run(ending._process, y[:, :0].copy(), y, self.latency, lengths)
+        self.reset(rows)
+        return y[0] if self._batch_size is None else y
 
-    def reset(self) -> None:
-        """Start a new signal: as if the stream had just been opened."""
-        self._ring.clear()
+    def reset(self, rows: int | Sequence[int] | None = None) -> None:
+        """
+        Start a new signal: as if the stream had just been opened.
+
+        Parameters
+        ----------
+        rows : int or integers, optional
+            Only these rows of the batch; the others go on.
+        """
+        self._ring.memory[check_rows(rows, self._batch_size)] = 0
+
+    def snapshot(self) -> StreamState:
+        """Return the stream's state, a value that no later call changes."""
+        conv = self._conv
+        return StreamState(
+            self.cache,
+            self._ring.frames_in.copy(),
+            self._batch_size,
+            conv.channels,
+            conv.kernel_size,
+            conv.causal,
+            conv._fingerprint,
+        )
+
+    def restore(self, state: StreamState) -> None:
+        """
+        Go back, or on, to a state: the outputs that follow are those that followed it.
+
+        Parameters
+        ----------
+        state : StreamState
+            From `snapshot` of a stream of the same weights and batch size, on any machine.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is anything else. The stream is then as before the call.
+        """
+        self._check_state(state)
+        restored = _restored(self._conv, self._batch_size, state.frames, state.frames_in)
+        self._ring.memory[...] = restored._ring.memory
+
+    def _check_state(self, state: StreamState) -> None:
+        """Raise the TypeError or ValueError of `restore`."""
+        if not isinstance(state, StreamState):
+            raise TypeError(f"`state` must be a StreamState, got {described(state)}")
+        own = self.snapshot().geometry
+        for name, value in state.geometry.items():
+            if value != own[name]:
+                raise ValueError(
+                    f"`state` must have {name}={own[name]!r}, got {value!r}: {self._conv}"
+                )
 
     @property
     def cache(self) -> NDArray[np.float32]:
@@ -191,15 +283,26 @@ class Stream:
             f"<Stream of {self._conv}, batch_size={self._batch_size}, {self.frames_in} frames in>"
         )
 
-    def _n_outputs(self, n_frames: int) -> int:
-        """Return how many outputs become final with `n_frames` more frames."""
-        frames_in = int(self._ring.frames_in[0])
-        return max(0, frames_in + n_frames - self.latency) - max(0, frames_in - self.latency)
+    def _n_outputs(self, n_frames: int | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many outputs of each row become final with `n_frames` more frames."""
+        ready = self._ring.frames_in - self._latency
+        counts: NDArray[np.int64] = np.maximum(0, ready + n_frames) - np.maximum(0, ready)
+        return counts
+
+    def _check_in_step(self, n_frames: int) -> None:
+        """Refuse frames for all rows if some rows still wait for their latency."""
+        counts = self._n_outputs(n_frames)
+        if (counts != counts[0]).any():
+            raise ValueError(
+                "rows must have the same number of outputs, got rows after "
+                f"{self._ring.frames_in.tolist()} frames with a latency of {self.latency}; call "
+                "`process(chunk, lengths=...)`, which tells how many each row has"
+            )
 
     def _chunk_shape(self, n_frames: int) -> tuple[int, ...]:
         return (*self._frame_shape[:-1], n_frames, self._frame_shape[-1])
 
-    def _run(self, kernel: Any, x: Any, y: Any, *padding: int) -> int:
+    def _run(self, kernel: Any, x: Any, y: Any, *rest: Any) -> int:
         """Call a kernel if its arguments are as it takes them: a refusal by Numba is slow."""
         if (
             type(x) is np.ndarray
@@ -209,27 +312,37 @@ class Stream:
             and x.flags.c_contiguous
         ):
             try:
-                return kernel(x, y, *self._state, *padding)  # type: ignore[no-any-return]
+                return kernel(x, y, *self._state, *rest)  # type: ignore[no-any-return]
             except TypeError:  # another number of dimensions, or `y` is not what it must be
                 pass
         return _REFUSED
 
-    def _run_whole(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
+    def _run_whole(
+        self,
+        x: NDArray[np.float32],
+        y: NDArray[np.float32],
+        lengths: NDArray[np.int64] | None,
+    ) -> None:
         """Push whole signals (B, T, C), and at their end what `flush` pushes."""
-        from edgeconv import kernels
+        from edgeconv import parallel
 
         work = x.size * self._conv.kernel_size
-        kernels.process_signal(x, y, *self._state, self.latency, work=work)
+        rest = (self.latency, _ALL_FRAMES if lengths is None else lengths)
+        parallel.process_signal(x, y, *self._state, *rest, work=work)
 
     def _run_checked(
         self, kernel: Any, name: str, x: Any, shape: tuple[int | str, ...], y: Any,
-        y_shape: tuple[int, ...], *padding: int,
+        y_shape: tuple[int, ...], *rest: Any,
     ) -> int:  # fmt: skip
         """Say what is wrong with refused arguments, or convert them and call the kernel."""
+        self._check_shape(name, float_array(name, x), shape)
         opened = f"{self._conv}, stream opened with batch_size={self._batch_size}"
-        check_shape(name, float_array(name, x), shape, opened)
         check_out(y, y_shape, name, x, opened)
-        return self._run(kernel, as_float32(x), y.view(np.ndarray), *padding)
+        return self._run(kernel, as_float32(x), y.view(np.ndarray), *rest)
+
+    def _check_shape(self, name: str, x: NDArray[Any], shape: tuple[int | str, ...]) -> None:
+        opened = f"{self._conv}, stream opened with batch_size={self._batch_size}"
+        check_shape(name, x, shape, opened)
 
 
 def _restored(

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from reference import same_bits
 from strategies import modules, signals
 
-from edgeconv import DepthwiseConvolution, kernels, layout
+from edgeconv import DepthwiseConvolution, kernels, layout, parallel
 
 
 @pytest.fixture
 def always_parallel(monkeypatch):
-    monkeypatch.setattr(kernels, "PARALLEL_WORK", 0)
+    monkeypatch.setattr(parallel, "PARALLEL_WORK", 0)
 
 
 @given(st.data())
@@ -28,7 +28,7 @@ def test_the_parallel_loop_changes_no_bit(data):
     x = data.draw(signals(conv))
     expected, expected_cache = conv(x)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "PARALLEL_WORK", 0)
+        patch.setattr(parallel, "PARALLEL_WORK", 0)
         y, cache = conv(x)
     assert same_bits(y, expected)
     assert expected_cache is None or same_bits(cache, expected_cache)
@@ -36,15 +36,15 @@ def test_the_parallel_loop_changes_no_bit(data):
 
 def test_a_long_signal_runs_in_parallel(monkeypatch):
     calls = []
-    parallel = kernels.process_in_parallel(3)
+    kernel = kernels.process_in_parallel(3)
     monkeypatch.setattr(
-        kernels, "process_in_parallel", lambda n: lambda *a: calls.append(n) or parallel(*a)
+        kernels, "process_in_parallel", lambda n: lambda *a: calls.append(n) or kernel(*a)
     )
     conv = DepthwiseConvolution(100, 31, causal=True, rng=0)
     x = np.random.default_rng(0).standard_normal((2, 1500, 200), np.float32)
     y, _ = conv(x)
     assert calls == [3]
-    monkeypatch.setattr(kernels, "PARALLEL_WORK", 1 << 62)
+    monkeypatch.setattr(parallel, "PARALLEL_WORK", 1 << 62)
     assert same_bits(conv(x)[0], y)
     assert calls == [3]
 
@@ -54,10 +54,10 @@ def test_otherwise_the_serial_kernel_runs(monkeypatch, always_parallel, obstacle
     monkeypatch.setattr(kernels, "process_in_parallel", None)
     threads = kernels.numba.get_num_threads()
     if obstacle == "busy":
-        kernels._parallel_loop.acquire()
+        parallel._parallel_loop.acquire()
     elif obstacle == "forked":
-        monkeypatch.setattr(kernels, "_is_forked_child", False)  # and back again afterwards
-        kernels._mark_forked_child()
+        monkeypatch.setattr(parallel, "_is_forked_child", False)  # and back again afterwards
+        parallel._mark_forked_child()
     else:
         kernels.numba.set_num_threads(1)
     try:
@@ -65,7 +65,7 @@ def test_otherwise_the_serial_kernel_runs(monkeypatch, always_parallel, obstacle
     finally:
         kernels.numba.set_num_threads(threads)
         if obstacle == "busy":
-            kernels._parallel_loop.release()
+            parallel._parallel_loop.release()
     assert y.shape == (1, 1, 2)
 
 
@@ -90,8 +90,8 @@ def test_two_threads_in_parallel_loops_at_once(always_parallel):
 def test_a_forked_child_computes_after_the_parents_parallel_loop(layer):
     program = """
 import os, numpy as np
-from edgeconv import DepthwiseConvolution, kernels
-kernels.PARALLEL_WORK = 0
+from edgeconv import DepthwiseConvolution, parallel
+parallel.PARALLEL_WORK = 0
 conv = DepthwiseConvolution(64, 9, rng=0)
 x = np.ones((2, 50, 128), np.float32)
 y, _ = conv(x)
@@ -112,7 +112,7 @@ def test_without_a_writable_cache_everything_works_with_one_warning(monkeypatch)
             raise RuntimeError("cannot cache function: no locator available")
         return compile_with_options(function, **options)
 
-    def kernel(x, out, taps, ring, frames_in):
+    def kernel(x, out, taps, state):
         return 3
 
     monkeypatch.setattr(kernels, "_jit", no_locator)
@@ -123,7 +123,7 @@ def test_without_a_writable_cache_everything_works_with_one_warning(monkeypatch)
         warnings.simplefilter("always")
         for _ in range(2):
             compiled = kernels.compiled_for()(kernel)(1)
-            assert compiled(*arrays, state.frames, state.frames_in) == 3
+            assert compiled(*arrays, state.memory) == 3
     (warning,) = seen
     assert "set NUMBA_CACHE_DIR to a directory that can" in str(warning.message)
 

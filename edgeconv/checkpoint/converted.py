@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeconv.checkpoint import npz
 from edgeconv.checkpoint.error import CheckpointError, damaged, naming, shown
 from edgeconv.checkpoint.mapping import Checkpoint
 from edgeconv.checkpoint.npz import HEADER
 from edgeconv.checkpoint.safetensors import parse_object
 from edgeconv.checkpoint.tensors import convolutions
-from edgeconv.files import replacing
 
 __all__ = ["VERSION", "Source", "causality", "write"]
 
@@ -61,7 +59,7 @@ def write(
     geometries: dict[str, Any] = {}
     arrays: dict[str, NDArray[Any]] = {}
     for prefix, module in modules.items():
-        _check_prefix(prefix)
+        check_prefix(prefix)
         geometries[prefix] = {
             "causal": module.causal,
             "channels": module.channels,
@@ -77,15 +75,10 @@ def write(
         "source": None if source is None else source._asdict(),
     }
     arrays = {HEADER: np.array(json.dumps(header)), **arrays}
-    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, array in arrays.items():
-            record = io.BytesIO()
-            np.lib.format.write_array(record, array, version=(1, 0), allow_pickle=False)
-            # A `ZipInfo` of one's own has no date: the same weights give the same bytes every day.
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), record.getvalue())
+    npz.write(path, arrays)
 
 
-def _check_prefix(prefix: str) -> None:
+def check_prefix(prefix: str) -> None:
     """Refuse a prefix that would come back as another one, or not at all."""
     if not prefix.isprintable() or prefix.endswith(".") or len(prefix) > PREFIX_CHARACTERS:
         raise ValueError(

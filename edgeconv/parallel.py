@@ -1,0 +1,42 @@
+"""Whole signals: when they are spread over Numba's threads, and when that is not safe."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from edgeconv import kernels
+
+# A parallel loop over this many multiply-adds or more pays: about a millisecond of serial work.
+PARALLEL_WORK = 1 << 24
+
+_parallel_loop = threading.Lock()
+_is_forked_child = False
+
+
+def _mark_forked_child() -> None:
+    global _is_forked_child
+    _is_forked_child = True  # OpenMP kills a forked child at its first parallel loop
+
+
+os.register_at_fork(after_in_child=_mark_forked_child)
+
+
+def process_signal(x: Any, *arguments: Any, work: int) -> int:
+    """Run `process` on an array (B, T, C), in parallel where `work` multiply-adds make it pay.
+
+    One parallel loop at a time in a process: a second one aborts it where Numba's threading layer
+    is `workqueue`. Whoever does not get the lock at once runs the serial kernel.
+    """
+    if (
+        work >= PARALLEL_WORK
+        and not _is_forked_child
+        and kernels.n_threads() > 1
+        and _parallel_loop.acquire(blocking=False)
+    ):
+        try:
+            return int(kernels.process_in_parallel(3)(x, *arguments))
+        finally:
+            _parallel_loop.release()
+    return int(kernels.process(3)(x, *arguments))
