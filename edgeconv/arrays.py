@@ -7,6 +7,8 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+FLOAT32 = np.dtype(np.float32)  # the one object that NumPy's own arrays have
+
 
 def is_array(value: object) -> TypeGuard[NDArray[Any]]:
     """Tell whether `value` is an ordinary array: masked arrays and matrices mean other things."""
@@ -18,7 +20,8 @@ def described(value: object) -> str:
     kind = type(value).__name__
     if isinstance(value, np.ndarray):
         return f"{'an array' if is_array(value) else f'a {kind}'} of {value.dtype}"
-    return repr(value) if value is None or isinstance(value, bool | int | float | str) else kind
+    is_short = value is None or isinstance(value, bool | int | float | str | np.generic)
+    return repr(value) if is_short else kind
 
 
 def is_integer(value: object) -> TypeGuard[int]:
@@ -44,7 +47,8 @@ def as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
     Finite values beyond the range of float32 become infinite.
     """
     with np.errstate(all="ignore"):
-        return np.require(np.asarray(array), np.float32, ["C", "A"])
+        converted = np.require(np.asarray(array), FLOAT32, ["C", "A"])
+    return converted.view(FLOAT32)  # an equal type may be another object, after unpickling say
 
 
 def check_shape(

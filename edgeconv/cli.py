@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import edgeconv
 from edgeconv import listing, machine
 from edgeconv.checkpoint import CheckpointError, read_checkpoint
 from edgeconv.checkpoint.converted import causality
+from edgeconv.checkpoint.tensors import weight_and_bias
 from edgeconv.demo import demo
 from edgeconv.run import CHUNK, run
 from edgeconv.terminal import CommandError, printable, table
@@ -55,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A wrong command line, `--help` and `--version` end in argparse's `SystemExit` instead.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # not every terminal can write µ
     try:
         try:
             options = _parser().parse_args(arguments)
@@ -69,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.filename is None:
             _discard_output()
         remedy = REMEDIES.get(error.errno or 0, "check the path and the disk")
-        return _fail(f"{error.filename or 'output'}: {error.strerror or error}; {remedy}")
+        name = "output" if error.filename is None else error.filename or "''"
+        return _fail(f"{name}: {error.strerror or error}; {remedy}")
     except (CommandError, CheckpointError) as error:
         return _fail(str(error))
     return 0
@@ -181,6 +186,12 @@ def _run(options: argparse.Namespace) -> None:
 def _causal(options: argparse.Namespace) -> bool | None:
     """Return what the command line states, which it must unless the file does."""
     causal: bool | None = options.causal
-    if causal is None and not causality(read_checkpoint(options.file)):
-        options.parser.error(f"{options.file} does not say: give --causal or --no-causal")
+    if causal is None:
+        checkpoint = read_checkpoint(options.file)
+        if not causality(checkpoint):
+            wanted = [options.prefix] if isinstance(options.prefix, str) else options.prefix
+            for prefix in wanted or ():
+                weight_and_bias(checkpoint, prefix)  # that there is none is the better thing to say
+            file = printable(options.file)
+            options.parser.error(f"{file} does not say: give --causal or --no-causal")
     return causal

@@ -22,7 +22,8 @@ from edgeconv.arrays import (
     is_array,
     is_integer,
 )
-from edgeconv.checkpoint import converted
+from edgeconv.checkpoint import Checkpoint, converted
+from edgeconv.checkpoint.error import naming
 from edgeconv.checkpoint.tensors import weight_and_bias
 from edgeconv.stream import Stream
 
@@ -85,6 +86,12 @@ class DepthwiseConvolution:
             raise ValueError(
                 f"`kernel_size` must be a positive odd integer, got {described(kernel_size)}"
             )
+        is_seed = is_integer(rng) and rng >= 0
+        if not (rng is None or is_seed or isinstance(rng, np.random.Generator)):
+            raise TypeError(
+                "`rng` must be None, a numpy.random.Generator or a non-negative integer, got "
+                f"{described(rng)}"
+            )
         generator = np.random.default_rng(rng)
         bound = 1 / math.sqrt(kernel_size)
         weight = generator.uniform(-bound, bound, (2 * int(size), 1, int(kernel_size)))
@@ -131,8 +138,13 @@ class DepthwiseConvolution:
             If an argument is of the wrong kind.
         """
         conv = cls.__new__(cls)
-        path = getattr(state, "path", None)
-        origin = "" if path is None else f"from {os.fspath(path)}, prefix {prefix!r}"
+        origin = ""
+        if isinstance(state, Checkpoint):
+            origin = f"from {state.path}, prefix {prefix!r}"
+            stated = converted.causality(state).get(prefix, causal)
+            if stated != causal:
+                with naming(state.path):
+                    raise converted.contradiction(prefix, stated)
         conv._set(*weight_and_bias(state, prefix), causal, origin)
         return conv
 
@@ -274,12 +286,6 @@ class DepthwiseConvolution:
         TypeError, ValueError
             If `batch_size` is neither None nor a positive integer.
         """
-        if batch_size is not None:
-            if not is_integer(batch_size):
-                raise TypeError(f"`batch_size` must be an integer, got {described(batch_size)}")
-            if batch_size < 1:
-                raise ValueError(f"`batch_size` must be positive, got {batch_size}")
-            batch_size = int(batch_size)
         return Stream(self, batch_size)
 
     def state_dict(self) -> dict[str, NDArray[np.float32]]:

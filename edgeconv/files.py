@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["replacing"]
+__all__ = ["as_text", "replacing"]
+
+
+def as_text(name: str, path: object) -> str:
+    """Return the path that an argument holds; a TypeError that names it for anything else."""
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise TypeError(f"`{name}` must be a str or path-like, got {type(path).__name__}")
+    return os.fsdecode(path)
 
 
 @contextlib.contextmanager
@@ -43,7 +50,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     one. Any exception in the block, `KeyboardInterrupt` included, removes the temporary file and
     leaves the target alone.
     """
-    target = Path(os.path.realpath(os.fspath(path)))
+    target = Path(os.path.realpath(as_text("path", path)))
     mode = _permissions(target, path)
     temporary = target.with_name(f".edgeconv-{secrets.token_hex(8)}.tmp")
     try:

@@ -287,7 +287,7 @@ def _has_shape(array, n_frames, batch_size, channels):
         array.shape[-1] == channels
         and array.size == batch_size * n_frames * channels
         and (array.ndim < 3 or array.shape[0] == batch_size)
-        and array.ctypes.data % 4 == 0
+        and (array.size == 0 or array.ctypes.data % 4 == 0)
     )
 
 
@@ -359,14 +359,19 @@ def _count(state, n_frames, lengths):
 # the number of output frames for each row, or REFUSED with nothing changed.
 
 
-@functools.cache
-def _warn_that_nothing_is_cached() -> None:
-    warnings.warn(
-        "edgeconv compiles anew in every process, as neither its own directory nor the user's "
-        "cache can be written to: set NUMBA_CACHE_DIR to a directory that can",
-        RuntimeWarning,
-        stacklevel=4,
-    )
+_warnings: list[Exception] = []
+
+
+def _warn_that_nothing_is_cached(error: Exception) -> None:
+    """Warn once in a process."""
+    if not _warnings:
+        _warnings.append(error)
+        warnings.warn(
+            f"edgeconv compiles without Numba's cache, which failed ({error!r}): empty it, or set "
+            "NUMBA_CACHE_DIR to a directory that can be written to",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def compiled_for(**options: Any) -> Callable[[Any], Callable[[int], Any]]:
@@ -380,18 +385,24 @@ def compiled_for(**options: Any) -> Callable[[Any], Callable[[int], Any]]:
     def decorate(function: Any) -> Callable[[int], Any]:
         @functools.cache
         def kernel(dimensions: int) -> Any:
-            try:
-                kernel = _jit(function, cache=True, **options)
-            except RuntimeError:
-                _warn_that_nothing_is_cached()
-                kernel = _jit(function, **options)
             x = types.Array(float32, dimensions, "C", readonly=True)  # matches writable ones too
             y = types.Array(float32, dimensions, "C")
             taps = types.Array(float32, 3, "C", readonly=True)
             state = types.Array(float32, 2, "C")
             lengths = types.Array(int64, 1, "C", readonly=True)
             rest = (int64, int64, int64, lengths)[: function.__code__.co_argcount - 4]
-            kernel.compile((x, y, taps, state, *rest))
+            if numba.config.DISABLE_JIT:
+                raise RuntimeError(
+                    "unset NUMBA_DISABLE_JIT: edgeconv is nothing without the compiler"
+                )
+            types_of_arguments = (x, y, taps, state, *rest)
+            try:
+                kernel = _jit(function, cache=True, **options)
+                kernel.compile(types_of_arguments)
+            except Exception as error:  # no writable directory, a full disk, a damaged file, ...
+                _warn_that_nothing_is_cached(error)
+                kernel = _jit(function, **options)
+                kernel.compile(types_of_arguments)
             kernel.disable_compile()
             return kernel
 

@@ -57,6 +57,9 @@ def doctor() -> None:
             compiled = perf_counter()
             facts = kernels.environment()
             is_new = any(k.stats.cache_misses for k in (kernels.step(1), kernels.process(2)))
+            DepthwiseConvolution(64, 31, causal=True).stream(batch_size=1)
+            kernels.process_in_parallel(3)
+            finished = perf_counter()
     except Exception as error:  # whatever it is that stops Numba, the user is to see a remedy
         disabled = os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
         remedy = "unset NUMBA_DISABLE_JIT" if disabled else "empty its cache, or install it again"
@@ -66,6 +69,7 @@ def doctor() -> None:
     facts["Numba import"] = f"{imported - start:.2f} s"
     origin = "compiled" if is_new else "from the cache"
     facts["first stream"] = f"{compiled - imported:.2f} s, {origin}"
+    facts["other kernels"] = f"{finished - compiled:.2f} s, for batches and whole signals"
     _print_facts(facts)
     print("\nedgeconv works on this machine.")
     if obstacle and is_new:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeconv.arrays import (
+    FLOAT32,
     as_float32,
     check_cache,
     check_lengths,
@@ -18,6 +19,7 @@ from edgeconv.arrays import (
     described,
     float_array,
     is_array,
+    is_integer,
 )
 from edgeconv.state import StreamState
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from edgeconv.convolution import DepthwiseConvolution
 
 _REFUSED = -1  # kernels.REFUSED, without importing Numba
-_FLOAT32 = np.dtype(np.float32)
 _ALL_FRAMES = np.empty(0, np.int64)  # for the kernels: no row gets less than the chunk
 
 
@@ -47,7 +48,16 @@ class Stream:
     def __init__(self, conv: DepthwiseConvolution, batch_size: int | None) -> None:
         # These import Numba, which only those who convolve wait for.
         from edgeconv import kernels, layout
+        from edgeconv.convolution import DepthwiseConvolution
 
+        if not isinstance(conv, DepthwiseConvolution):
+            raise TypeError(f"`conv` must be a DepthwiseConvolution, got {described(conv)}")
+        if batch_size is not None:
+            if not is_integer(batch_size):
+                raise TypeError(f"`batch_size` must be an integer, got {described(batch_size)}")
+            if batch_size < 1:
+                raise ValueError(f"`batch_size` must be positive, got {batch_size}")
+            batch_size = int(batch_size)
         self._conv = conv
         self._latency = 0 if conv.causal else (conv.kernel_size - 1) // 2
         self._batch_size = batch_size
@@ -307,8 +317,8 @@ class Stream:
         if (
             type(x) is np.ndarray
             and type(y) is np.ndarray
-            and x.dtype is _FLOAT32
-            and y.dtype is _FLOAT32
+            and x.dtype is FLOAT32
+            and y.dtype is FLOAT32
             and x.flags.c_contiguous
         ):
             try:
@@ -338,7 +348,11 @@ class Stream:
         self._check_shape(name, float_array(name, x), shape)
         opened = f"{self._conv}, stream opened with batch_size={self._batch_size}"
         check_out(y, y_shape, name, x, opened)
-        return self._run(kernel, as_float32(x), y.view(np.ndarray), *rest)
+        out = y.view(FLOAT32, np.ndarray)
+        n_outputs = self._run(kernel, as_float32(x), out, *rest)
+        if n_outputs == _REFUSED:
+            raise RuntimeError(f"edgeconv is inconsistent: it refuses what it checked; {opened}")
+        return n_outputs
 
     def _check_shape(self, name: str, x: NDArray[Any], shape: tuple[int | str, ...]) -> None:
         opened = f"{self._conv}, stream opened with batch_size={self._batch_size}"

@@ -17,10 +17,10 @@ from edgeconv.checkpoint.tensors import (
     choice,
     convolutions,
     none_found,
-    prefix_of,
     weight_and_bias,
 )
 from edgeconv.convolution import DepthwiseConvolution
+from edgeconv.files import as_text
 
 __all__ = ["Convolution", "convert", "find_convolutions", "load", "load_all", "save"]
 
@@ -192,11 +192,10 @@ def convert(
     """
     _check_causal(causal)
     wanted = None if prefixes is None else _wanted(prefixes)
+    source, target = as_text("source", source), as_text("target", target)
     checkpoint = read_checkpoint(source)
     if Path(target).exists() and Path(target).samefile(source):
-        raise ValueError(
-            f"`target` must be another file than the source, got {os.fspath(target)!r}"
-        )
+        raise ValueError(f"`target` must be another file than the source, got {target!r}")
     stated = converted.causality(checkpoint)
     with naming(checkpoint.path):
         names = _found(checkpoint) if wanted is None else wanted
@@ -210,7 +209,7 @@ def _load(
     checkpoint: Checkpoint, prefix: str, stated: Mapping[str, bool], causal: bool | None
 ) -> DepthwiseConvolution:
     """Load one module, causal as the file or the caller states."""
-    answer = stated.get(prefix, stated.get(prefix_of(f"{prefix}."), causal))
+    answer = stated.get(prefix, causal)
     if answer is None:
         weight_and_bias(checkpoint, prefix)  # that there is none is the better thing to say
         raise CheckpointError(
@@ -218,13 +217,10 @@ def _load(
             "nothing about it in the file",
             "pass `causal=True` if it was trained with dynamic_chunk_training, else `causal=False`",
         )
-    if causal is not None and answer != causal:
-        raise CheckpointError(
-            f"{shown(prefix)} must be loaded with `causal={answer}`, as the file states",
-            f"`causal={causal}`",
-            "leave `causal` out",
-        )
-    return DepthwiseConvolution.from_state_dict(checkpoint, prefix, causal=answer)
+    conv = DepthwiseConvolution.from_state_dict(checkpoint, prefix, causal=answer)
+    if causal is not None and conv.causal != causal:
+        raise converted.contradiction(prefix, conv.causal)
+    return conv
 
 
 def _found(checkpoint: Checkpoint) -> list[str]:

@@ -1,10 +1,12 @@
 """Wrong arguments: the error, its text, and nothing changed."""
 
+import pickle
+
 import numpy as np
 import pytest
 from reference import same_bits
 
-from edgeconv import DepthwiseConvolution
+from edgeconv import DepthwiseConvolution, Stream
 
 C, K = 6, 5
 
@@ -33,6 +35,19 @@ def test_kernel_size_is_a_positive_odd_integer(kernel_size):
 def test_size_is_a_positive_integer(size):
     with pytest.raises(ValueError, match="`size` must be a positive integer, got "):
         DepthwiseConvolution(size, 3)
+
+
+def test_numpys_integers_are_shown():
+    with pytest.raises(ValueError, match=r"positive odd integer, got (np.int64\()?4"):
+        DepthwiseConvolution(64, np.int64(4))
+
+
+@pytest.mark.parametrize("rng", ["x", 2.5, -1, True, np.random.RandomState(0), [1]])
+def test_rng_is_a_generator_or_a_seed(rng):
+    with pytest.raises(
+        TypeError, match="`rng` must be None, a numpy.random.Generator or a non-neg"
+    ):
+        DepthwiseConvolution(2, 3, rng=rng)
 
 
 @pytest.mark.parametrize("causal", [1, "yes", None])
@@ -260,3 +275,51 @@ def test_arrays_of_the_caller_are_never_written(conv):
         array.setflags(write=False)
     conv(x, mask=mask, cache=cache)
     assert [array.tobytes() for array in (x, cache, mask)] == before
+
+
+def equal_types():
+    """Arrays of float32 whose dtype is equal to NumPy's, but another object."""
+    x = frames(3, C)
+    metadata = np.dtype(np.float32, metadata={"unit": "V"})
+    swapped_twice = np.dtype(">f4").newbyteorder("<")
+    return [pickle.loads(pickle.dumps(x)), x.astype(metadata), x.astype(swapped_twice)]
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_a_type_that_is_equal_but_not_identical_is_float32(conv, centred, kind):
+    x, out = equal_types()[kind], equal_types()[kind]
+    stream = conv.stream()
+    assert stream.process(x, out=out) is out
+    assert same_bits(np.asarray(out, np.float32), conv(x[None])[0][0])
+    assert stream.step(x[0], out=out[0]) is not None
+    assert stream.frames_in == 4
+    assert centred.stream().step(x[0], out=out[0]) is None
+
+
+def test_an_empty_output_lies_anywhere(centred):
+    stream = centred.stream()
+    out = np.ndarray((0, C), np.float32, buffer=bytearray(9), offset=1)
+    assert stream.process(frames(2, C), out=out) is out
+    assert stream.frames_in == 2
+
+
+def test_a_kernel_that_refuses_what_was_checked_is_an_error(conv):
+    stream = conv.stream()
+    stream._step = lambda *_: -1
+    with pytest.raises(RuntimeError, match="it refuses what it checked"):
+        stream.step(frames(C))
+
+
+def test_a_stream_is_of_a_module():
+    with pytest.raises(TypeError, match="`conv` must be a DepthwiseConvolution, got 'x'"):
+        Stream("x", None)
+
+
+def test_a_memory_map_is_an_input(conv, tmp_path):
+    x = frames(9, C)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    expected = conv(x[None])[0][0]
+    assert same_bits(conv(mapped[None])[0][0], expected)
+    assert same_bits(conv.stream().process(mapped), expected)
+    assert same_bits(conv.stream().step(mapped[0]), expected[0])

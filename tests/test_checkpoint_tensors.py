@@ -70,8 +70,13 @@ def test_prefixes(parent, prefix):
     assert weight_and_bias(state, prefix)[0].shape == (6, 1, 5)
 
 
-def test_a_prefix_may_end_in_conv():
-    assert weight_and_bias(pair("a.conv."), "a.conv")[1].shape == (4,)
+def test_a_prefix_never_means_two_names():
+    state = {**pair("a.conv."), **pair("a.conv.conv.", 6)}
+    assert list(convolutions(state)) == ["a", "a.conv"]
+    assert weight_and_bias(state, "a")[1].shape == (4,)
+    assert weight_and_bias(state, "a.conv")[1].shape == (6,)
+    with pytest.raises(CheckpointError, match="prefix 'a.conv' must have the key .* from 'a'"):
+        weight_and_bias(pair("a.conv."), "a.conv")
 
 
 def test_a_weight_of_the_module_itself_is_not_its_convolution():
@@ -107,7 +112,7 @@ W = np.zeros((4, 1, 3), np.float32)
             "found neither; choose from 'm0', .*'m11' and 2 more",
         ),
         ({}, "", "key 'conv.weight' or 'weight', found neither; is this the right file?"),
-        ({"conv.weight": W}, "", "'conv.bias' must be there, .* found no such key; export"),
+        ({"conv.weight": W}, "", "'conv.bias' must be there, .* found no such key; choose another"),
         ({"conv.weight": W, "weight": W}, "", "prefix '' must mean one convolution"),
         (
             {"weight": W[:3], "bias": W[0, 0]},

@@ -96,7 +96,7 @@ def test_a_pipe_that_takes_the_place_of_a_file_does_not_block(tmp_path, monkeypa
 def test_missing_files_and_wrong_arguments(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(TypeError, match="expected str"):
+    with pytest.raises(TypeError, match="`path` must be a str or path-like, got "):
         read_checkpoint(5)
 
 

@@ -234,7 +234,8 @@ def test_inspect_shows_what_is_complete(here, capsys):
     assert "\ngood                8     4            5  float32  not stated\n" in captured.out
     assert captured.err == (
         "edgeconv: error: half.npz: 'bad.conv.bias' must be there, as the convolution has a bias, "
-        "found no such key; export it from the trained model again\n"
+        "found no such key; choose another convolution by its prefix, or give this one a bias of "
+        "zeros\n"
     )
 
 
@@ -304,7 +305,7 @@ def test_convert_some(here, capsys):
         (["small.npz", "t.npz", "--prefix", "a", "--prefix", "a"],
          "`prefixes` must be one or more different prefixes, got ['a', 'a']"),
         (["small.npz", "t.npz", "--no-causal"], "small.npz: '' must be loaded with `causal=True`, "
-         "as the file states, found `causal=False`; leave `causal` out"),
+         "as the file states, found `causal=False`; leave `causal` out, or pass True"),
         (["small.npz", "none/t.npz"],
          "none/t.npz: No such file or directory; check the path; its directory must exist"),
     ],
@@ -452,7 +453,8 @@ def test_run_on_a_full_disk(here, capsys):
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the caller ignores
 from edgeconv.cli import main
 from edgeconv.stream import Stream
 
@@ -605,7 +607,10 @@ def test_doctor_in_a_process(tmp_path):
     for origin in ("compiled", "from the cache"):
         status, output, errors = finished("doctor", env=environment)
         assert (status, errors) == (0, "")
-        assert f" s, {origin}\n\nedgeconv works on this machine.\n" in output
+        assert f" s, {origin}\nother kernels   " in output
+        assert output.endswith(
+            " s, for batches and whole signals\n\nedgeconv works on this machine.\n"
+        )
         assert f"\ncache           {tmp_path}" in output
         assert "\ncache writable  yes\n" in output
     assert not list(tmp_path.rglob("edgeconv-*"))
@@ -631,7 +636,7 @@ def test_doctor_without_compilation():
     status, output, errors = finished("doctor", env=ENVIRONMENT | {"NUMBA_DISABLE_JIT": "1"})
     assert status == 1
     assert "works" not in output
-    assert errors.startswith("edgeconv: error: Numba must compile a stream, found AttributeError")
+    assert errors.startswith("edgeconv: error: Numba must compile a stream, found RuntimeError(")
     assert errors.endswith("; unset NUMBA_DISABLE_JIT\n")
     assert errors.count("\n") == 1
 

@@ -116,7 +116,7 @@ def test_without_a_writable_cache_everything_works_with_one_warning(monkeypatch)
         return 3
 
     monkeypatch.setattr(kernels, "_jit", no_locator)
-    kernels._warn_that_nothing_is_cached.cache_clear()
+    monkeypatch.setattr(kernels, "_warnings", [])
     state = layout.Ring(1, 2, 3)
     arrays = np.zeros(2, np.float32), np.zeros(2, np.float32), np.zeros((1, 1, 1), np.float32)
     with warnings.catch_warnings(record=True) as seen:
@@ -175,3 +175,14 @@ def test_a_processor_without_fused_multiply_adds_gives_the_same_bits():
     environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(golden)]
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_without_its_compiler_numba_is_no_use(monkeypatch):
+    monkeypatch.setattr(kernels.numba.config, "DISABLE_JIT", 1)
+    with pytest.raises(RuntimeError, match="unset NUMBA_DISABLE_JIT"):
+        kernels.compiled_for()(lambda x, out, taps, state: 3)(1)
+
+
+def test_kernels_release_the_interpreters_lock():
+    for kernel in (kernels.step(1), kernels.process(2), kernels.process_in_parallel(3)):
+        assert kernel.targetoptions["nogil"]

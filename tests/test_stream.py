@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+import sys
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from reference import same_bits
 from strategies import arrays, modules, partitions, signals, split
 
-from edgeconv import DepthwiseConvolution
+from edgeconv import DepthwiseConvolution, Stream, load
 
 
 def push(stream, x, partition):
@@ -215,12 +217,14 @@ def test_a_copied_or_pickled_stream_goes_on_alike_and_apart(data):
         assert same_bits(result, results[-1])
 
 
-def test_a_copied_or_pickled_module_computes_the_same():
-    conv = DepthwiseConvolution(9, 5, causal=True, rng=0)
+def test_a_copied_or_pickled_module_computes_the_same(tmp_path):
+    DepthwiseConvolution(9, 5, causal=True, rng=0).save(tmp_path / "conv.npz")
+    conv = load(tmp_path / "conv.npz")
     x = np.random.default_rng(0).standard_normal((1, 20, 18))
     for other in (copy.copy(conv), copy.deepcopy(conv), pickle.loads(pickle.dumps(conv))):
         assert same_bits(other(x)[0], conv(x)[0])
         assert repr(other) == repr(conv)
+        assert "conv.npz, prefix ''" in repr(other)
 
 
 def test_threads_share_a_module():
@@ -242,14 +246,45 @@ def test_threads_share_a_module():
         assert same_bits(result, y)
 
 
-def test_the_state_does_not_grow():
-    conv = DepthwiseConvolution(8, 9, rng=0)
+def test_neither_state_nor_work_grows():
+    stream = DepthwiseConvolution(8, 9, rng=0).stream()
+    frame, out = np.ones(16, np.float32), np.empty(16, np.float32)
+    calls = [0]
+
+    def count(*event):
+        calls[-1] += 1
+
+    tracemalloc.start()
+    sys.setprofile(count)
+    for t in range(20_000):
+        calls.append(0)
+        stream.step(frame, out=out)
+        if t == 1000:
+            held = tracemalloc.get_traced_memory()[0] - sys.getsizeof(calls)
+    sys.setprofile(None)
+    grown = tracemalloc.get_traced_memory()[0] - sys.getsizeof(calls) - held
+    tracemalloc.stop()
+    assert len(set(calls[10:-1])) == 1
+    assert grown < 2000
+
+
+def test_an_interrupt_leaves_a_signal_whole_or_over(monkeypatch):
+    conv = DepthwiseConvolution(4, 5, rng=0)
+    x = np.random.default_rng(0).standard_normal((1, 9, 8), np.float32)
     stream = conv.stream()
-    frame = np.ones(16, np.float32)
-    size = len(pickle.dumps(stream))
-    for _ in range(1000):
-        stream.step(frame)
-    assert len(pickle.dumps(stream)) == size
+    y = stream.process(x[0])
+
+    class Interrupted(Stream):
+        def _run(self, *arguments):
+            super()._run(*arguments)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edgeconv.stream.Stream", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stream.flush()
+    assert stream.frames_in == 9
+    assert same_bits(np.concatenate([y, stream.flush()]), conv(x)[0][0])
 
 
 def test_a_stream_says_what_it_is():

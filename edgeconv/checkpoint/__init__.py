@@ -10,6 +10,7 @@ from edgeconv.checkpoint.archive import Archive
 from edgeconv.checkpoint.error import CheckpointError, damaged, naming, shown
 from edgeconv.checkpoint.mapping import Checkpoint, Contents, TensorSpec, open_regular
 from edgeconv.checkpoint.wrong import HEAD_BYTES, wrong_archive, wrong_file
+from edgeconv.files import as_text
 
 __all__ = ["Checkpoint", "CheckpointError", "TensorSpec", "read_checkpoint"]
 
@@ -40,7 +41,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     -----
     Nothing in the file is executed: no object that it describes is imported or constructed.
     """
-    name = os.fsdecode(path)
+    name = as_text("path", path)
     with naming(name), open_regular(name) as (file, stamp):
         contents = _contents(file, stamp.size)
         if not any(entry.read for entry in contents.entries.values()):

@@ -87,6 +87,15 @@ def check_prefix(prefix: str) -> None:
         )
 
 
+def contradiction(prefix: str, stated: bool) -> CheckpointError:
+    """Return the error for a caller who says otherwise than the file."""
+    return CheckpointError(
+        f"{shown(prefix)} must be loaded with `causal={stated}`, as the file states",
+        f"`causal={not stated}`",
+        f"leave `causal` out, or pass {stated}",
+    )
+
+
 def causality(checkpoint: Checkpoint) -> dict[str, bool]:
     """
     Return by prefix whether each module of a converted checkpoint is causal.

@@ -77,12 +77,10 @@ def read(file: BinaryIO, archive: Archive, stem: str) -> Contents:
     entries = {
         name: Entry(tensor.spec, storages.reader(tensor)) for name, tensor in tensors.items()
     }
-    state = root.state if isinstance(root, Object) else None
-    names = [key for key, _ in state.items] if isinstance(state, Object) else []
-    if not entries and "_parameters" in names:
+    if not entries and search.module is not None:
         raise CheckpointError(
             "the file must hold a state dict",
-            f"a whole pickled module, {shown(getattr(root, 'kind', ''))}",
+            f"a whole pickled module, {shown(search.module)}",
             "save `model.state_dict()` instead of `model` with `torch.save`",
         )
     return Contents("PyTorch zip", entries)
@@ -93,6 +91,7 @@ class _Search:
 
     def __init__(self) -> None:
         self.found: dict[str, Tensor] = {}
+        self.module: str | None = None
         self.visits = 0
 
     def visit(self, value: object, name: str, depth: int) -> None:
@@ -103,6 +102,10 @@ class _Search:
                 raise damaged("the names of tensors must differ", f"{shown(name)} twice")
             self.found[name] = value
         items = value.items if isinstance(value, Object) else ()
+        attributes = value.state if isinstance(value, Object) else None
+        if isinstance(value, Object) and isinstance(attributes, Object):
+            is_module = any(key == "_parameters" for key, _ in attributes.items)
+            self.module = value.kind if is_module else self.module
         for key, child in enumerate(value) if isinstance(value, (list, tuple)) else items:
             self.visits += 1
             if depth == DEPTH or self.visits > VISITS or len(self.found) > TENSORS:

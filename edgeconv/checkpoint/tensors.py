@@ -112,6 +112,10 @@ def none_found(state: Mapping[str, Any]) -> str:
         for name, remover in WEIGHT_NORM:
             if isinstance(key, str) and ("." + key).endswith("." + name):
                 return _without_weight_norm(remover)
+    for key in state:
+        spec = _spec(state, key) if isinstance(key, str) else None
+        if spec and ("." + key).endswith(".weight") and len(spec.shape) == 3 and spec.shape[1] == 1:
+            return f"the nearest is {shown(key)}, {spec.dtype} {spec.shape}"
     return "is this the right file?"
 
 
@@ -128,7 +132,11 @@ def _parent(state: Mapping[str, Any], prefix: str) -> str:
     """Return what precedes ``weight`` in the key that `prefix` means."""
     inner = f"{prefix}.conv." if prefix else "conv."
     outer = f"{prefix}." if prefix else ""
-    present = [parent for parent in (inner, outer) if _spec(state, parent + "weight")]
+    present = [
+        parent
+        for parent in (inner, outer)
+        if prefix_of(parent) == prefix and _spec(state, parent + "weight")
+    ]
     # A module may hold a weight of its own beside its convolution, so the shape decides.
     if len(present) == 2:
         present = [parent for parent in present if _looks_depthwise(state, parent)] or present[:1]
@@ -180,7 +188,9 @@ def _floating(state: Mapping[str, Any], key: str) -> TensorSpec:
     spec = _spec(state, key)
     if spec is None:
         raise CheckpointError(
-            f"{shown(key)} must be there, as the convolution has a bias", "no such key", EXPORT
+            f"{shown(key)} must be there, as the convolution has a bias",
+            "no such key",
+            "choose another convolution by its prefix, or give this one a bias of zeros",
         )
     if not spec.dtype.startswith(FLOATS):
         remedy = "save the model in float32, without quantization"
