@@ -392,9 +392,7 @@ def compiled_for(**options: Any) -> Callable[[Any], Callable[[int], Any]]:
             lengths = types.Array(int64, 1, "C", readonly=True)
             rest = (int64, int64, int64, lengths)[: function.__code__.co_argcount - 4]
             if numba.config.DISABLE_JIT:
-                raise RuntimeError(
-                    "unset NUMBA_DISABLE_JIT: edgeconv is nothing without the compiler"
-                )
+                raise RuntimeError("unset NUMBA_DISABLE_JIT: nothing here runs uncompiled")
             types_of_arguments = (x, y, taps, state, *rest)
             try:
                 kernel = _jit(function, cache=True, **options)

@@ -45,7 +45,7 @@ def test_numpys_integers_are_shown():
 @pytest.mark.parametrize("rng", ["x", 2.5, -1, True, np.random.RandomState(0), [1]])
 def test_rng_is_a_generator_or_a_seed(rng):
     with pytest.raises(
-        TypeError, match="`rng` must be None, a numpy.random.Generator or a non-neg"
+        TypeError, match=r"`rng` must be None, a numpy.random.Generator or a non-neg"
     ):
         DepthwiseConvolution(2, 3, rng=rng)
 

@@ -75,7 +75,7 @@ def test_a_prefix_never_means_two_names():
     assert list(convolutions(state)) == ["a", "a.conv"]
     assert weight_and_bias(state, "a")[1].shape == (4,)
     assert weight_and_bias(state, "a.conv")[1].shape == (6,)
-    with pytest.raises(CheckpointError, match="prefix 'a.conv' must have the key .* from 'a'"):
+    with pytest.raises(CheckpointError, match=r"prefix 'a.conv' must have the key .* from 'a'"):
         weight_and_bias(pair("a.conv."), "a.conv")
 
 

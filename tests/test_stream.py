@@ -1,6 +1,7 @@
 """Streams: the same bits as offline, however the signal arrives."""
 
 import copy
+import gc
 import pickle
 import sys
 import threading
@@ -254,6 +255,7 @@ def test_neither_state_nor_work_grows():
     def count(*event):
         calls[-1] += 1
 
+    gc.disable()  # its callbacks would be counted
     tracemalloc.start()
     sys.setprofile(count)
     for t in range(20_000):
@@ -262,6 +264,7 @@ def test_neither_state_nor_work_grows():
         if t == 1000:
             held = tracemalloc.get_traced_memory()[0] - sys.getsizeof(calls)
     sys.setprofile(None)
+    gc.enable()
     grown = tracemalloc.get_traced_memory()[0] - sys.getsizeof(calls) - held
     tracemalloc.stop()
     assert len(set(calls[10:-1])) == 1
