@@ -1,4 +1,4 @@
-"""Every compiled function of the library; the only file that imports Numba.
+"""Every compiled function of the library.
 
 There is one convolution, `_convolve`: it takes a row of the batch and a range of channel blocks,
 pushes frames into the ring and writes the outputs that are now final. A single frame, a chunk and
@@ -14,27 +14,29 @@ Layouts, all float32, every row of a block on a boundary of its own size:
   the batch a header, then the ring (blocks, 2 * N + SPARE_ROWS, LANES). Frame i lies in row i mod
   N and again in row N + i mod N, so that N consecutive frames are one run of rows wherever they
   begin. The spare rows follow: one that stays zero, one of scratch. The header begins with the
-  number of frames taken, an int64: the only other state. A kernel writes it last.
+  number of frames taken, an int64: the only other state. A kernel writes it last. The rest of
+  the header stays zero.
 
 Why packed: the rows of (T, C) arrays are a power of two apart for the usual channel counts, and
 then compete for the same few sets of the cache.
+
+All of them are in this file because Numba's cache notices a change in no other.
 """
 
 from __future__ import annotations
 
 import functools
-import warnings
-from collections.abc import Callable
-from typing import Any
 
 import llvmlite
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import float32, int64, prange, types
+from numba import int64, prange, types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
+
+from edgeconv.compiling import compiled, compiled_for, n_threads
 
 _, CPU, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
 
@@ -164,21 +166,33 @@ def _store_twice(typing, source, source_at, ring, ring_at, distance):
     return types.void(source, int64, ring, int64, int64), emit
 
 
+@intrinsic
+def _address(typing, array):
+    """Return the address of an array's data."""
+
+    def emit(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return int64(array), emit
+
+
+@intrinsic
+def _copy_float(typing, source, source_at, target, target_at):
+    """Copy one number."""
+
+    def emit(context, builder, signature, args):
+        source, source_at, target, target_at = args
+        source = context.make_array(signature.args[0])(context, builder, source).data
+        target = context.make_array(signature.args[2])(context, builder, target).data
+        value = builder.load(builder.gep(source, [source_at]))
+        builder.store(value, builder.gep(target, [target_at]))
+        return context.get_dummy_value()
+
+    return types.void(source, int64, target, int64), emit
+
+
 # --- The convolution ---
-
-
-def _jit(function: Any, **options: Any) -> Any:
-    return numba.njit(
-        nogil=True,  # other threads' streams go on meanwhile
-        error_model="numpy",  # the only divisors are sizes: no test for zero, no exception
-        fastmath=False,  # reordering would break the guarantee
-        **options,
-    )(function)
-
-
-def compiled(function: Any) -> Any:
-    """Compile a function that other kernels call."""
-    return _jit(function)
 
 
 @compiled
@@ -189,10 +203,10 @@ def _pack(x, x_at, ring, ring_at, stride, mirror, first_block, last_block, chann
             channel = min(block * LANES, channels - LANES)
             _store_twice(x, x_at + channel, ring, ring_at + block * stride, mirror)
     else:
-        frame, rows = x.ravel(), ring.ravel()
         for lane in range(LANES):
-            value = frame[x_at + min(lane, channels - 1)]
-            rows[ring_at + lane] = rows[ring_at + mirror + lane] = value
+            channel = x_at + min(lane, channels - 1)
+            _copy_float(x, channel, ring, ring_at + lane)
+            _copy_float(x, channel, ring, ring_at + mirror + lane)
 
 
 @compiled
@@ -201,12 +215,11 @@ def _outputs(y, y_at, n, taps, ring, ring_at, window, stride, first_block, last_
     K = taps.shape[1] - 1
     taps_stride = (K + 1) * LANES
     if channels < LANES:
-        rows, out = ring.ravel(), y.ravel()
         scratch = ring_at + stride - LANES
         for i in range(n):
             _tile(ring, scratch, 0, taps, 0, 0, ring, ring_at + window + i * LANES, 0, K)
             for channel in range(channels):
-                out[y_at + i * channels + channel] = rows[scratch + channel]
+                _copy_float(ring, scratch + channel, y, y_at + i * channels + channel)
         return
 
     tiled = n - n % 4
@@ -287,7 +300,7 @@ def _has_shape(array, n_frames, batch_size, channels):
         array.shape[-1] == channels
         and array.size == batch_size * n_frames * channels
         and (array.ndim < 3 or array.shape[0] == batch_size)
-        and (array.size == 0 or array.ctypes.data % 4 == 0)
+        and (array.size == 0 or _address(array) % 4 == 0)
     )
 
 
@@ -298,8 +311,8 @@ def _fit(x, n_frames, y, n_outputs, batch_size, channels):
         return False
     if not _has_shape(y, n_outputs, batch_size, channels):
         return False
-    x_end, y_end = x.ctypes.data + 4 * x.size, y.ctypes.data + 4 * y.size
-    return x.size == 0 or y.size == 0 or x_end <= y.ctypes.data or y_end <= x.ctypes.data
+    x_at, y_at = _address(x), _address(y)
+    return x.size == 0 or y.size == 0 or x_at + 4 * x.size <= y_at or y_at + 4 * y.size <= x_at
 
 
 @compiled
@@ -337,13 +350,10 @@ def _process_row(
         x, row * n_frames * channels, length, padding, out, y_at, taps, state, ring_at + HEADER,
         frames_in, channels, latency, first_block, last_block,
     )  # fmt: skip
-    rest = _n_outputs(frames_in, length + padding, latency)
-    if rest < n_outputs:
-        flat = out.ravel()
-        first = min(first_block * LANES, channels)
-        last = min(last_block * LANES, channels)
-        for i in range(rest, n_outputs):
-            flat[y_at + i * channels + first : y_at + i * channels + last] = 0
+    zero = ring_at + HEADER - 1
+    for i in range(_n_outputs(frames_in, length + padding, latency), n_outputs):
+        for channel in range(first_block * LANES, min(last_block * LANES, channels)):
+            _copy_float(state, zero, out, y_at + i * channels + channel)
 
 
 @compiled
@@ -359,73 +369,24 @@ def _count(state, n_frames, lengths):
 # the number of output frames for each row, or REFUSED with nothing changed.
 
 
-_warnings: list[Exception] = []
-
-
-def _warn_that_nothing_is_cached(error: Exception) -> None:
-    """Warn once in a process."""
-    if not _warnings:
-        _warnings.append(error)
-        warnings.warn(
-            f"edgeconv compiles without Numba's cache, which failed ({error!r}): empty it, or set "
-            "NUMBA_CACHE_DIR to a directory that can be written to",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-
-
-def compiled_for(**options: Any) -> Callable[[Any], Callable[[int], Any]]:
-    """Compile a kernel on demand, once for each number of dimensions of its first argument.
-
-    The decorated name becomes a function of that number. What it returns is compiled, accepts one
-    type for each argument and never compiles again: another dtype or layout is a TypeError at
-    once instead of half a second of compilation between two frames.
-    """
-
-    def decorate(function: Any) -> Callable[[int], Any]:
-        @functools.cache
-        def kernel(dimensions: int) -> Any:
-            x = types.Array(float32, dimensions, "C", readonly=True)  # matches writable ones too
-            y = types.Array(float32, dimensions, "C")
-            taps = types.Array(float32, 3, "C", readonly=True)
-            state = types.Array(float32, 2, "C")
-            lengths = types.Array(int64, 1, "C", readonly=True)
-            rest = (int64, int64, int64, lengths)[: function.__code__.co_argcount - 4]
-            if numba.config.DISABLE_JIT:
-                raise RuntimeError("unset NUMBA_DISABLE_JIT: nothing here runs uncompiled")
-            types_of_arguments = (x, y, taps, state, *rest)
-            try:
-                kernel = _jit(function, cache=True, **options)
-                kernel.compile(types_of_arguments)
-            except Exception as error:  # no writable directory, a full disk, a damaged file, ...
-                _warn_that_nothing_is_cached(error)
-                kernel = _jit(function, **options)
-                kernel.compile(types_of_arguments)
-            kernel.disable_compile()
-            return kernel
-
-        return kernel
-
-    return decorate
-
-
 @compiled_for()
 def step(x, out, taps, state, channels, latency):
     """Push one frame into every row and write the output that is now final, if any."""
     n_rows, n_floats = state.shape
-    frames_in = state.view(np.int64)[:, 0]
     if not _fit(x, 1, out, 1, n_rows, channels):
         return REFUSED
-    n_outputs = _n_outputs(frames_in[0], 1, latency)
+    frames_in = state.view(np.int64)
+    n_outputs = _n_outputs(frames_in[0, 0], 1, latency)
     for row in range(1, n_rows):
-        if _n_outputs(frames_in[row], 1, latency) != n_outputs:
+        if _n_outputs(frames_in[row, 0], 1, latency) != n_outputs:
             return REFUSED
     for row in range(n_rows):
         _convolve(
             x, row * channels, 1, 0, out, row * channels, taps, state, row * n_floats + HEADER,
-            frames_in[row], channels, latency, 0, len(taps),
+            frames_in[row, 0], channels, latency, 0, len(taps),
         )  # fmt: skip
-    frames_in += 1
+    for row in range(n_rows):
+        frames_in[row, 0] += 1
     return n_outputs
 
 
@@ -461,11 +422,6 @@ def process_in_parallel(x, out, taps, state, channels, latency, padding, lengths
             )  # fmt: skip
         _count(state, n_frames, lengths)
     return n_outputs
-
-
-def n_threads() -> int:
-    """Return how many threads Numba would use, here and now."""
-    return int(numba.get_num_threads())
 
 
 def environment() -> dict[str, str]:

@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 from edgeconv import kernels
+from edgeconv.compiling import n_threads
 
 # A parallel loop over this many multiply-adds or more pays: about a millisecond of serial work.
 PARALLEL_WORK = 1 << 24
@@ -32,7 +33,7 @@ def process_signal(x: Any, *arguments: Any, work: int) -> int:
     if (
         work >= PARALLEL_WORK
         and not _is_forked_child
-        and kernels.n_threads() > 1
+        and n_threads() > 1
         and _parallel_loop.acquire(blocking=False)
     ):
         try:

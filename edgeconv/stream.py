@@ -166,6 +166,12 @@ class Stream:
             If an argument is not as described, or if the rows have different numbers of outputs
             and there are no `lengths`. The stream is then as before the call.
         """
+        if (
+            lengths is None
+            and out is not None
+            and self._run(self._process, chunk, out, 0, _ALL_FRAMES) != _REFUSED
+        ):
+            return out
         n_frames = chunk.shape[-2] if is_array(chunk) and chunk.ndim > 1 else 0
         expected = (*self._frame_shape[:-1], "T", self._frame_shape[-1])
         if lengths is not None:

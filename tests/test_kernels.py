@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reference import same_bits
 from strategies import modules, signals
 
-from edgeconv import DepthwiseConvolution, kernels, layout, parallel
+from edgeconv import DepthwiseConvolution, compiling, kernels, layout, parallel
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_without_a_writable_cache_everything_works_with_one_warning(monkeypatch):
-    compile_with_options = kernels._jit
+    compile_with_options = compiling._jit
 
     def no_locator(function, **options):
         if options.pop("cache", False):
@@ -115,14 +115,14 @@ def test_without_a_writable_cache_everything_works_with_one_warning(monkeypatch)
     def kernel(x, out, taps, state):
         return 3
 
-    monkeypatch.setattr(kernels, "_jit", no_locator)
-    monkeypatch.setattr(kernels, "_warnings", [])
+    monkeypatch.setattr(compiling, "_jit", no_locator)
+    monkeypatch.setattr(compiling, "_warnings", [])
     state = layout.Ring(1, 2, 3)
     arrays = np.zeros(2, np.float32), np.zeros(2, np.float32), np.zeros((1, 1, 1), np.float32)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for _ in range(2):
-            compiled = kernels.compiled_for()(kernel)(1)
+            compiled = compiling.compiled_for()(kernel)(1)
             assert compiled(*arrays, state.memory) == 3
     (warning,) = seen
     assert "set NUMBA_CACHE_DIR to a directory that can" in str(warning.message)
@@ -178,9 +178,9 @@ def test_a_processor_without_fused_multiply_adds_gives_the_same_bits():
 
 
 def test_without_its_compiler_numba_is_no_use(monkeypatch):
-    monkeypatch.setattr(kernels.numba.config, "DISABLE_JIT", 1)
+    monkeypatch.setattr(compiling.numba.config, "DISABLE_JIT", 1)
     with pytest.raises(RuntimeError, match="unset NUMBA_DISABLE_JIT"):
-        kernels.compiled_for()(lambda x, out, taps, state: 3)(1)
+        compiling.compiled_for()(lambda x, out, taps, state: 3)(1)
 
 
 def test_kernels_release_the_interpreters_lock():
