@@ -1,0 +1,251 @@
+"""How close are the kernels to what the processor can do? Prints shares of peak and bandwidth.
+
+    python benchmarks/roofline.py [--smoke]
+
+1. Peak: fused multiply-adds in a loop that touches registers only, written as LLVM vectors like
+   the kernels; then the kernels' own tiles with operands in the first-level cache, as shares of it.
+2. One frame must read K * C taps and as many values of the ring: a loop that only adds up the
+   vectors of both, laid out and sized alike, bounds the time; beside it the kernel of `step`.
+3. What Python adds: `stream.step` around an empty compiled function in place of the kernel, beside
+   a bare call of that function.
+"""
+
+import functools
+
+import numba
+import numpy as np
+import report
+from llvmlite import ir
+from numba import float32, int64
+from numba.core import cgutils
+from numba.extending import intrinsic
+from peers import SIZES
+
+from edgeconv import DepthwiseConvolution, kernels, layout
+
+K = 31
+# A fused multiply-add takes 4 cycles and two start in each: 8 in flight suffice, 12 are safe, and
+# 12 accumulators with both factors fit in 16 registers.
+CHAINS = 12
+REPETITIONS = 2000  # of a tile in a timed call
+CALLS = 100  # of `step` or its kernel
+PEAK_TARGET = 0.75
+OVERHEAD_TARGET = 1.5
+
+compiled = functools.partial(numba.njit, error_model="numpy")
+
+
+def _sum_of_chains(builder, count, step):
+    """Emit a loop that keeps CHAINS vectors in registers, `step` by `step`; return one float."""
+    zero = ir.Constant(kernels._VECTOR, None)
+    slots = [cgutils.alloca_once_value(builder, zero) for _ in range(CHAINS)]
+    with cgutils.for_range(builder, count) as loop:
+        for chain, slot in enumerate(slots):
+            builder.store(step(builder.load(slot), chain, loop.index), slot)
+    total = functools.reduce(builder.fadd, [builder.load(slot) for slot in slots])
+    lanes = [
+        builder.extract_element(total, ir.Constant(ir.IntType(32), lane))
+        for lane in range(kernels.LANES)
+    ]
+    return functools.reduce(builder.fadd, lanes)
+
+
+@intrinsic
+def _multiply_in_registers(typing, a, b, count):
+    """Run `count` fused multiply-adds in each of CHAINS registers."""
+
+    def emit(context, builder, signature, args):
+        vector = kernels._VECTOR
+        fma = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(vector, [vector] * 3),
+            f"llvm.fma.v{kernels.LANES}f32",
+        )
+        undefined = ir.Constant(vector, ir.Undefined)
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), kernels.LANES), None)
+        factors = [
+            builder.shuffle_vector(
+                builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0)),
+                undefined,
+                mask,
+            )
+            for scalar in args[:2]
+        ]
+        return _sum_of_chains(
+            builder, args[2], lambda total, chain, i: builder.call(fma, [*factors, total])
+        )
+
+    return float32(float32, float32, int64), emit
+
+
+@intrinsic
+def _read(typing, array, at, count):
+    """Add up `count` times CHAINS vectors."""
+
+    def emit(context, builder, signature, args):
+        array, at, count = args
+
+        def step(total, chain, index):
+            vectors = builder.mul(index, ir.Constant(ir.IntType(64), CHAINS))
+            vectors = builder.add(vectors, ir.Constant(ir.IntType(64), chain))
+            offset = builder.mul(vectors, ir.Constant(ir.IntType(64), kernels.LANES))
+            address = kernels._vector_at(
+                context, builder, signature.args[0], array, builder.add(at, offset)
+            )
+            return builder.fadd(total, builder.load(address, align=4 * kernels.LANES))
+
+        return _sum_of_chains(builder, count, step)
+
+    return float32(array, int64, int64), emit
+
+
+@compiled
+def peak(count):
+    """Run `count` times CHAINS fused multiply-adds."""
+    return _multiply_in_registers(float32(count), float32(0.5), count)
+
+
+def tile_loop(tile, n_blocks, n_frames):
+    """Return a compiled function that calls one of the kernels' tiles over and over."""
+
+    @compiled
+    def run(repetitions, y, taps, ring):
+        taps_stride, ring_stride = taps[0].size, ring[0].size
+        for _ in range(repetitions):
+            tile(y, 0, kernels.LANES, taps, 0, taps_stride, ring, 0, ring_stride, K)
+
+    taps = layout._zeros(n_blocks, 1 + K, kernels.LANES)
+    ring = layout._zeros(n_blocks, K + n_frames, kernels.LANES)
+    y = layout._zeros(n_blocks * n_frames, kernels.LANES)
+    taps[:], ring[:] = 0.5, 0.25
+    return lambda: run(REPETITIONS, y, taps, ring)
+
+
+@compiled
+def read_repeatedly(repetitions, first, first_at, first_stride, second, second_at, second_stride,
+                    blocks, count):  # fmt: skip
+    """Add up a run of vectors of every block of two arrays, over and over."""
+    total = float32(0)
+    for _ in range(repetitions):
+        for block in range(blocks):
+            total += _read(first, first_at + block * first_stride, count)
+            total += _read(second, second_at + block * second_stride, count)
+    return total
+
+
+@compiled
+def _empty(x, out, taps, state, channels, latency):
+    return 1
+
+
+def step_loop():
+    """Return a compiled function that calls the kernel of `step` over and over."""
+    step = kernels.step(1)
+
+    @compiled
+    def run(repetitions, x, out, taps, state, channels, latency):
+        for _ in range(repetitions):
+            step(x, out, taps, state, channels, latency)
+
+    return run
+
+
+def step_repeatedly(stream, frame, out):
+    """Call `step` again and again."""
+    for _ in range(CALLS):
+        stream.step(frame, out=out)
+
+
+def call_repeatedly(function, frame, out, state):
+    """Call a compiled function again and again, as `step` does."""
+    for _ in range(CALLS):
+        function(frame, out, *state)
+
+
+def report_tiles(rounds, seconds):
+    """Print the share of the peak that each tile reaches; return whether the target is met."""
+    tiles = {
+        "8 frames": (kernels._tile_8_frames, 1, 8),
+        "4 frames": (kernels._tile_4_frames, 1, 4),
+        "4 blocks": (kernels._tile_4_blocks, 4, 1),
+        "1 frame": (kernels._tile, 1, 1),
+    }
+    calls = {"peak": lambda: peak(K * REPETITIONS)}
+    calls |= {name: tile_loop(*tile) for name, tile in tiles.items()}
+    vectors = {"peak": CHAINS} | {name: n * frames for name, (_, n, frames) in tiles.items()}
+    times = report.median_times(calls, rounds, seconds)
+    rates = {
+        name: 2e-9 * kernels.LANES * K * vectors[name] * REPETITIONS / time
+        for name, time in times.items()
+    }
+    print(f"Fused multiply-adds, {kernels.LANES} lanes, K = {K}, operands in L1:\n")
+    report.print_table(
+        ["tile", "GFLOP/s", "of the peak"],
+        [[name, f"{rate:.0f}", f"{rate / rates['peak']:.0%}"] for name, rate in rates.items()],
+    )
+    return rates["8 frames"] >= PEAK_TARGET * rates["peak"]
+
+
+def report_step(sizes, rounds, seconds):
+    """Print what a frame costs; return whether the target of the overhead is met."""
+    run = step_loop()
+    empty = kernels.compiled_for()(_empty.py_func)(1)
+    rows, overheads = [], []
+    for channels, kernel_size in sizes:
+        conv = DepthwiseConvolution(channels // 2, kernel_size, causal=True, rng=0)
+        stream, idle = conv.stream(), conv.stream()
+        idle._step = empty
+        frame = np.random.default_rng(0).standard_normal(channels, np.float32)
+        out = np.empty_like(frame)
+        taps = stream._state[0]
+        lanes = kernels.LANES
+        # One array after the other, as many whole chains as the window needs.
+        count = -(-kernel_size // CHAINS)
+        size = taps.shape[0], count * CHAINS * lanes
+        first, second = layout._zeros(*size), layout._zeros(*size)
+        calls = {
+            "read": functools.partial(
+                read_repeatedly, CALLS,
+                first, 0, size[1], second, 0, size[1], size[0], count,
+            ),
+            "kernel": functools.partial(run, CALLS, frame, out, *stream._state),
+            "step": functools.partial(step_repeatedly, stream, frame, out),
+            "idle step": functools.partial(step_repeatedly, idle, frame, out),
+            "empty": functools.partial(call_repeatedly, empty, frame, out, stream._state),
+        }  # fmt: skip
+        times = report.median_times(calls, rounds, seconds)
+        times = {name: time / CALLS for name, time in times.items()}
+        read = times["read"] * kernel_size / (count * CHAINS)
+        kernel = times["kernel"]
+        overheads.append(times["idle step"] / times["empty"])
+        rows.append(
+            [channels, kernel_size, f"{2e-9 * 4 * taps.shape[0] * lanes * kernel_size / read:.0f}"]
+            + [f"{1e6 * time:.2f}" for time in (read, kernel)]
+            + [f"{kernel / read:.2f}"]
+            + [f"{1e6 * times[name]:.2f}" for name in ("step", "idle step", "empty")]
+            + [f"{overheads[-1]:.2f}"]
+        )
+    print("\nOne frame, times in µs:\n")
+    header = ["C", "K", "GB/s", "read once", "kernel", "ratio", "step", "step, empty kernel"]
+    report.print_table([*header, "empty call", "ratio"], rows)
+    return max(overheads) <= OVERHEAD_TARGET
+
+
+def main():
+    """Run and print everything."""
+    options = report.arguments(__doc__).parse_args()
+    report.print_facts(report.facts())
+    rounds, seconds = (1, 0.0) if options.smoke else (25, 0.01)
+    sizes = SIZES[:1] if options.smoke else SIZES
+    tile_is_met = report_tiles(rounds, seconds)
+    overhead_is_met = report_step(sizes, rounds, seconds)
+    if not options.smoke:
+        print(f"\nThe tile reaches {PEAK_TARGET:.0%} of the peak: {report.verdict(tile_is_met)}")
+        print(
+            f"`step` without its kernel takes at most {OVERHEAD_TARGET} times an empty call: "
+            + report.verdict(overhead_is_met)
+        )
+
+
+if __name__ == "__main__":
+    main()
