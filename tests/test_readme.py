@@ -1,4 +1,4 @@
-"""The README's code runs, and its commands print what it shows."""
+"""The code of README and documentation runs, and commands print what is shown."""
 
 import pathlib
 import re
@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -29,6 +29,14 @@ def test_its_python_runs_from_top_to_bottom(beside_the_weights):
     for source in sources:
         exec(source, namespace)
     assert namespace["y"].shape == (128,)
+
+
+def test_the_applications_python_runs_from_top_to_bottom(beside_the_weights):
+    namespace = {}
+    text = (ROOT / "docs" / "application.md").read_text(encoding="utf-8")
+    for source in blocks("python", text):
+        exec(source, namespace)
+    assert len(namespace["results"]) == 50
 
 
 @pytest.mark.parametrize("block", blocks("console"))
