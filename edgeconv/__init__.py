@@ -2,6 +2,7 @@
 
 from edgeconv.checkpoint import CheckpointError, read_checkpoint
 from edgeconv.convolution import DepthwiseConvolution
+from edgeconv.proof import VerificationError, verify
 from edgeconv.stream import Stream
 from edgeconv.weights import Convolution, convert, find_convolutions, load, load_all, save
 
@@ -12,10 +13,12 @@ __all__ = [
     "Convolution",
     "DepthwiseConvolution",
     "Stream",
+    "VerificationError",
     "convert",
     "find_convolutions",
     "load",
     "load_all",
     "read_checkpoint",
     "save",
+    "verify",
 ]
