@@ -2,6 +2,7 @@
 
 from edgeconv.checkpoint import CheckpointError, read_checkpoint
 from edgeconv.convolution import DepthwiseConvolution
+from edgeconv.proof import VerificationError, verify
 from edgeconv.state import StreamState, load_state, save_state
 from edgeconv.stream import Stream
 from edgeconv.streams import Streams
@@ -16,6 +17,7 @@ __all__ = [
     "Stream",
     "StreamState",
     "Streams",
+    "VerificationError",
     "convert",
     "find_convolutions",
     "load",
@@ -24,4 +26,5 @@ __all__ = [
     "read_checkpoint",
     "save",
     "save_state",
+    "verify",
 ]

@@ -6,6 +6,7 @@ import argparse
 import errno
 import io
 import os
+import secrets
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ from edgeconv.checkpoint import CheckpointError, read_checkpoint
 from edgeconv.checkpoint.converted import causality
 from edgeconv.checkpoint.tensors import weight_and_bias
 from edgeconv.demo import demo
+from edgeconv.proof import VerificationError, verify
 from edgeconv.run import CHUNK, run
-from edgeconv.terminal import CommandError, printable, table
+from edgeconv.terminal import CommandError, explaining_compilation, printable, table
 from edgeconv.weights import convert, load
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         remedy = REMEDIES.get(error.errno or 0, "check the path and the disk")
         name = "output" if error.filename is None else error.filename or "''"
         return _fail(f"{name}: {error.strerror or error}; {remedy}")
-    except (CommandError, CheckpointError) as error:
+    except (CommandError, CheckpointError, VerificationError) as error:
         return _fail(str(error))
     return 0
 
@@ -129,6 +131,18 @@ def _parser() -> argparse.ArgumentParser:
     help_ = "a convolution to copy; may be given several times (default: all)"
     command.add_argument("--prefix", action="append", metavar="P", help=help_)
     command.add_argument("--causal", action=argparse.BooleanOptionalAction, help=CAUSAL)
+    help_ = "the config.yaml of ESPnet that states it, and kernel sizes to check (needs PyYAML)"
+    command.add_argument("--config", metavar="YAML", help=help_)
+
+    command = add(
+        _verify,
+        "verify small.npz",
+        "check that this machine computes the same bits as the one that converted a file",
+    )
+    command.add_argument("file", metavar="FILE", help="an .npz file that `convert` wrote")
+    command.add_argument("--prefix", metavar="P", help="only this convolution")
+    help_ = "decides where signals are cut into chunks (default: a random number)"
+    command.add_argument("--seed", type=_natural, metavar="N", help=help_)
 
     command = add(_run, RUN_EXAMPLE, "stream a recording of any length through a convolution")
     command.add_argument("file", metavar="WEIGHTS", help=CHECKPOINT)
@@ -161,16 +175,40 @@ def _positive(text: str) -> int:
     return number
 
 
+def _natural(text: str) -> int:
+    """Parse a seed."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be 0 or a positive number, got {text!r}")
+    return int(text)
+
+
 def _convert(options: argparse.Namespace) -> None:
     """Write a converted checkpoint."""
-    causal = _causal(options)
+    causal = _causal(options) if options.config is None else options.causal
     try:
-        written = convert(options.file, options.target, prefixes=options.prefix, causal=causal)
-    except ValueError as error:  # a prefix given twice, a target that is the source, ...
+        with explaining_compilation():
+            written = convert(
+                options.file,
+                options.target,
+                prefixes=options.prefix,
+                causal=causal,
+                config=options.config,
+            )
+    except (ValueError, ImportError) as error:  # a prefix given twice, PyYAML is missing, ...
         raise CommandError(str(error)) from error
     rows = [(prefix or "''", channels, taps) for prefix, channels, taps in written]
     print(table([("convolution", "channels", "kernel size"), *rows]))
     print(f"\nwritten to {printable(options.target)}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    """Compare digests."""
+    seed = secrets.randbelow(2**32) if options.seed is None else options.seed
+    with explaining_compilation():
+        digests = verify(options.file, options.prefix, seed=seed)
+    rows = [(prefix or "''", digest) for prefix, digest in digests.items()]
+    print(table([("convolution", "digest of its outputs, as recorded"), *rows]))
+    print(f"\nThe same bits here: offline, frame by frame, and in random chunks (--seed {seed}).")
 
 
 def _run(options: argparse.Namespace) -> None:

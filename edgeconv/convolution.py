@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeconv import digest
 from edgeconv.arrays import (
     as_float32,
     check_cache,
@@ -294,7 +295,7 @@ class DepthwiseConvolution:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """
-        Write a converted checkpoint with this module alone, prefix ``''``.
+        Write a converted checkpoint with this module alone, prefix ``''``, as `edgeconv.save` does.
 
         Parameters
         ----------
@@ -306,7 +307,7 @@ class DepthwiseConvolution:
         OSError
             If it cannot be written; a file that was there is then as it was.
         """
-        converted.write(path, {"": self})
+        converted.write(path, {"": self}, {"": digest.of_module(self)})
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The packed taps stay behind: their layout belongs to this CPU.

@@ -46,7 +46,9 @@ def demo() -> None:
     _say("read", f"{CHECKPOINT}: {summary(read_checkpoint(checkpoint))}")
     with tempfile.TemporaryDirectory() as temporary:
         small = Path(temporary) / "small.npz"
-        for name, channels, kernel_size in convert(checkpoint, small, causal=True):
+        with explaining_compilation():
+            written = convert(checkpoint, small, causal=True)
+        for name, channels, kernel_size in written:
             _say("found", f"{name:<36} {channels:5} channels, {kernel_size} taps")
         _say("converted", f"these to small.npz: {small.stat().st_size / 1e6:.2f} MB")
         conv = load(small, prefix)

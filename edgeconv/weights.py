@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeconv import digest
 from edgeconv.arrays import described
 from edgeconv.checkpoint import Checkpoint, CheckpointError, converted, read_checkpoint
 from edgeconv.checkpoint.error import naming, shown
@@ -19,6 +20,7 @@ from edgeconv.checkpoint.tensors import (
     none_found,
     weight_and_bias,
 )
+from edgeconv.configuration import read_configuration
 from edgeconv.convolution import DepthwiseConvolution
 from edgeconv.files import as_text
 
@@ -142,6 +144,11 @@ def save(path: str | os.PathLike[str], modules: Mapping[str, DepthwiseConvolutio
         If `modules` is anything else, or if a prefix could not be read back as it is.
     OSError
         If the file cannot be written; it is then as it was.
+
+    Notes
+    -----
+    Each module runs once, for the digest of its output that `verify` compares with. The first time
+    on a machine, Numba compiles for some seconds.
     """
     if not isinstance(modules, Mapping):
         raise TypeError(f"`modules` must be a mapping, got {described(modules)}")
@@ -152,7 +159,7 @@ def save(path: str | os.PathLike[str], modules: Mapping[str, DepthwiseConvolutio
             raise TypeError(
                 f"`modules[{prefix!r}]` must be a DepthwiseConvolution, got {described(module)}"
             )
-    converted.write(path, modules)
+    _write(path, modules)
 
 
 def convert(
@@ -161,6 +168,7 @@ def convert(
     *,
     prefixes: Iterable[str] | None = None,
     causal: bool | None = None,
+    config: str | os.PathLike[str] | None = None,
 ) -> list[Convolution]:
     """
     Write depthwise convolutions of a checkpoint as a converted checkpoint.
@@ -175,6 +183,9 @@ def convert(
         Which ones, in this order; by default all of them.
     causal : bool, optional
         As for `load`, for all of them.
+    config : str or path-like, optional
+        The ``config.yaml`` that ESPnet wrote beside the checkpoint. It states `causal`, and the
+        kernel sizes must be those that it states. This needs PyYAML.
 
     Returns
     -------
@@ -184,11 +195,17 @@ def convert(
     Raises
     ------
     CheckpointError
-        As for `load_all`.
+        As for `load_all`, and if `config` cannot be used or disagrees.
+    ImportError
+        If `config` is given and PyYAML is missing.
     TypeError, ValueError
         If `prefixes` is not an iterable of different prefixes, or if `target` is `source`.
     OSError
         If the target cannot be written; it is then as it was.
+
+    Notes
+    -----
+    As `save`, this runs each module once.
     """
     _check_causal(causal)
     wanted = None if prefixes is None else _wanted(prefixes)
@@ -196,13 +213,30 @@ def convert(
     checkpoint = read_checkpoint(source)
     if Path(target).exists() and Path(target).samefile(source):
         raise ValueError(f"`target` must be another file than the source, got {target!r}")
+    configuration = None if config is None else read_configuration(config)
+    if configuration is not None:
+        configuration.check_causal(causal)
+        causal = configuration.causal
     stated = converted.causality(checkpoint)
     with naming(checkpoint.path):
         names = _found(checkpoint) if wanted is None else wanted
         modules = {prefix: _load(checkpoint, prefix, stated, causal) for prefix in names}
-        digest = checkpoint.sha256()
-    converted.write(target, modules, converted.Source(Path(checkpoint.path).name, digest))
+        source_digest = checkpoint.sha256()
+    if configuration is not None:
+        for prefix, conv in modules.items():
+            configuration.check_kernel_size(prefix, conv.kernel_size)
+    _write(target, modules, converted.Source(Path(checkpoint.path).name, source_digest))
     return [Convolution(name, conv.channels, conv.kernel_size) for name, conv in modules.items()]
+
+
+def _write(
+    path: str | os.PathLike[str],
+    modules: Mapping[str, DepthwiseConvolution],
+    source: converted.Source | None = None,
+) -> None:
+    """Write modules with the digests of their outputs."""
+    digests = {prefix: digest.of_module(conv) for prefix, conv in modules.items()}
+    converted.write(path, modules, digests, source)
 
 
 def _load(

@@ -17,7 +17,7 @@ import pytest
 
 import edgeconv
 from edgeconv import cli, demo, kernels, machine, terminal
-from edgeconv.checkpoint import read_checkpoint
+from edgeconv.checkpoint import converted, read_checkpoint
 from edgeconv.convolution import DepthwiseConvolution
 from edgeconv.stream import Stream
 from edgeconv.weights import load, load_all, save
@@ -94,7 +94,9 @@ def test_module_is_the_command(monkeypatch, capsys):
     assert "--prefix encoder.encoders.blocks.0.depthwise_conv_mod" in text
 
 
-@pytest.mark.parametrize("command", ["inspect", "convert", "run", "demo", "bench", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["inspect", "convert", "verify", "run", "demo", "bench", "doctor"]
+)
 def test_every_command_has_an_example(command, capsys):
     with pytest.raises(SystemExit, match=r"^0$"):
         cli.main([command, "--help"])
@@ -110,6 +112,7 @@ def test_every_command_has_an_example(command, capsys):
         (["run", "w", "x"], "the following arguments are required: -o/--output"),
         (["run", "w", "x", "-o", "y", "--chunk", "0"], "a positive number of frames, got '0'"),
         (["run", "w", "x", "-o", "y", "--chunk", "-3"], "a positive number of frames, got '-3'"),
+        (["verify", "w", "--seed", "-1"], "must be 0 or a positive number, got '-1'"),
         (["convert", "a", "b", "--causal", "--weird"], "unrecognized arguments: --weird"),
         (
             ["convert", str(SHIPPED), "b"],
@@ -135,7 +138,6 @@ def test_wrong_command_line(arguments, message, capsys):
         ["--help"],
         ["--version"],
         ["inspect", str(SHIPPED)],
-        ["convert", str(SHIPPED), "target.npz", "--causal"],
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -260,9 +262,14 @@ def test_inspect_keeps_names_on_their_line(here, capsys):
     assert "next: edgeconv run '\\udcff.npz' INPUT" in output_of(capsys, "inspect", not_text)
 
 
-@pytest.mark.parametrize("command", ["inspect", "convert", "run"])
+@pytest.mark.parametrize("command", ["inspect", "convert", "verify", "run"])
 def test_unreadable_weights(command, here, capsys):
-    options = {"inspect": [], "convert": ["t.npz", "--causal"], "run": ["x.npy", "-o", "y.npy"]}
+    options = {
+        "inspect": [],
+        "verify": [],
+        "convert": ["t.npz", "--causal"],
+        "run": ["x.npy", "-o", "y.npy"],
+    }
     assert error_of(capsys, command, "missing.pth", *options[command]) == (
         "missing.pth: No such file or directory; check the path; its directory must exist"
     )
@@ -328,6 +335,59 @@ def test_output_is_a_directory(here, capsys):
     for command in (["convert", "small.npz", "."], ["run", "small.npz", "x.npy", "-o", "."]):
         line = error_of(capsys, *command)
         assert line.endswith(": Is a directory; give the path of a file")
+
+
+def test_convert_with_a_configuration(here, capsys):
+    Path("config.yaml").write_text(
+        "encoder_conf:\n"
+        "  main_conf: {dynamic_chunk_training: true}\n"
+        "  body_conf:\n"
+        "  - {block_type: ebranchformer, conv_mod_kernel_size: 31, num_blocks: 2}\n"
+    )
+    output_of(capsys, "convert", str(SHIPPED), "all.npz", "--config", "config.yaml")
+    assert all(conv.causal for conv in load_all("all.npz").values())
+    line = error_of(
+        capsys, "convert", str(SHIPPED), "x.npz", "--config", "config.yaml", "--no-causal"
+    )
+    assert line == (
+        "config.yaml: `causal` must be True, as dynamic_chunk_training in the configuration, "
+        "found `causal=False`; leave `causal` out"
+    )
+
+
+def test_convert_with_a_configuration_but_without_yaml(here, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    line = error_of(capsys, "convert", str(SHIPPED), "x.npz", "--config", "config.yaml")
+    assert line == "config.yaml: reading it needs PyYAML; run `pip install pyyaml`"
+
+
+# --- verify ---
+
+
+def test_verify(here, capsys):
+    save("two.npz", {"a": CAUSAL, "": CENTRED})
+    digests = edgeconv.verify("two.npz")
+    assert output_of(capsys, "verify", "two.npz", "--seed", "12") == (
+        f"convolution  {'digest of its outputs, as recorded':>64}\n"
+        f"a            {digests['a']}\n"
+        f"''           {digests['']}\n"
+        "\n"
+        "The same bits here: offline, frame by frame, and in random chunks (--seed 12).\n"
+    )
+    output = output_of(capsys, "verify", "two.npz", "--prefix", "a")
+    assert digests["a"] in output
+    assert digests[""] not in output
+    assert output_of(capsys, "verify", "two.npz") != output_of(capsys, "verify", "two.npz")
+
+
+def test_verify_fails_in_one_line(here, capsys):
+    converted.write("wrong.npz", {"a": CAUSAL}, {"a": "0" * 64})
+    line = error_of(capsys, "verify", "wrong.npz")
+    assert line.startswith(
+        "DepthwiseConvolution(size=4, kernel_size=5, causal=True) from wrong.npz, prefix 'a': the "
+        f"outputs must have the digest {'0' * 64} that the file records, got "
+    )
+    assert error_of(capsys, "verify", str(SHIPPED)).startswith(f"{SHIPPED}: a file to verify must")
 
 
 # --- run ---

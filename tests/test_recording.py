@@ -102,3 +102,7 @@ def test_converted_file_is_what_the_converter_makes(tmp_path):
     target = tmp_path / "again.npz"
     assert edgeconv.convert(CHECKPOINT, target, causal=True) == CONVOLUTIONS
     assert target.read_bytes() == CONVERTED.read_bytes()
+
+
+def test_this_machine_computes_what_the_one_that_converted_it_did():
+    assert list(edgeconv.verify(CONVERTED)) == [prefix for prefix, _, _ in CONVOLUTIONS]

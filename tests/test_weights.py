@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_files import tensor
 
-from edgeconv import CheckpointError, DepthwiseConvolution
+from edgeconv import CheckpointError, DepthwiseConvolution, digest
 from edgeconv.checkpoint import converted, read_checkpoint
 from edgeconv.weights import convert, find_convolutions, load, load_all, save
 
 W = np.arange(12, dtype=np.float32).reshape(4, 1, 3)
 B = np.float32([1, 2, 3, 4])
+GEOMETRY = {"causal": True, "channels": 4, "kernel_size": 3}
 prefixes = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=12).filter(
     lambda prefix: not prefix.endswith(".")
 )
@@ -78,7 +79,12 @@ def test_what_is_saved_is_loaded(target, modules):
         "format": "edgeconv",
         "version": 1,
         "modules": {
-            prefix: {"causal": m.causal, "channels": m.channels, "kernel_size": m.kernel_size}
+            prefix: {
+                "causal": m.causal,
+                "channels": m.channels,
+                "kernel_size": m.kernel_size,
+                "digest": digest.of_module(m),
+            }
             for prefix, m in modules.items()
         },
         "source": None,
@@ -227,15 +233,22 @@ def test_a_failed_conversion_leaves_the_target_alone(source, target, tmp_path):
         ({"format": "other"}, "must state its format and version"),
         ({"modules": []}, r"must name the modules '\[''\]'"),
         ({"modules": {"x": {}}}, "must name the modules"),
-        ({"modules": {"": 3}}, "must state causal, channels and kernel_size of '', found '3'"),
+        (
+            {"modules": {"": 3}},
+            "must state causal, channels and kernel_size of '', and may .* found '3'",
+        ),
         ({"modules": {"": {"causal": 1, "channels": 4, "kernel_size": 3}}}, "must state causal"),
         ({"modules": {"": {"causal": True, "channels": 6, "kernel_size": 3}}}, "must state causal"),
+        ({"modules": {"": GEOMETRY | {"more": 1}}}, "must state causal"),
+        ({"modules": {"": GEOMETRY | {"digest": None}}}, "'', and may state its digest, found"),
+        ({"modules": {"": GEOMETRY | {"digest": "F" * 64}}}, "may state its digest"),
+        ({"modules": {"": GEOMETRY | {"digest": "0" * 64 + "\n"}}}, "may state its digest"),
     ],
 )
 def test_a_header_that_disagrees_is_refused(tmp_path, change, match):
     path = tmp_path / "w.npz"
     header = {"format": "edgeconv", "version": 1, "source": None}
-    header["modules"] = {"": {"causal": True, "channels": 4, "kernel_size": 3}}
+    header["modules"] = {"": GEOMETRY}
     arrays = {"conv.weight": W, "conv.bias": B}
     np.savez(path, edgeconv=json.dumps(header), **arrays)
     assert load(path).causal
@@ -296,7 +309,7 @@ def test_a_module_saves_itself(target):
     same(load(target), module)
     assert os.fspath(target).endswith("target")
     source = converted.Source("x", "0" * 64)
-    converted.write(target, {"": module}, source)
+    converted.write(target, {"": module}, {"": "0" * 64}, source)
     assert '"sha256": "000' in read_checkpoint(target).header
 
 

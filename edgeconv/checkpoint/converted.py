@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +18,7 @@ from edgeconv.checkpoint.npz import HEADER
 from edgeconv.checkpoint.safetensors import parse_object
 from edgeconv.checkpoint.tensors import convolutions
 
-__all__ = ["VERSION", "Source", "causality", "write"]
+__all__ = ["VERSION", "Source", "causality", "digests", "write"]
 
 VERSION = 1
 PREFIX_CHARACTERS = 1024
@@ -46,13 +47,16 @@ class Source(NamedTuple):
 
 
 def write(
-    path: str | os.PathLike[str], modules: Mapping[str, Module], source: Source | None = None
+    path: str | os.PathLike[str],
+    modules: Mapping[str, Module],
+    digests: Mapping[str, str],
+    source: Source | None = None,
 ) -> None:
     """
     Write a converted checkpoint in one step, under exactly the path given.
 
-    `modules` go by prefix. No module, or a prefix that could not be read back as it is, is a
-    ValueError. If writing fails, the file is as it was.
+    `modules` and the `digests` of their outputs go by prefix. No module, or a prefix that could
+    not be read back as it is, is a ValueError. If writing fails, the file is as it was.
     """
     if not modules:
         raise ValueError("`modules` must hold at least one module, got none")
@@ -64,6 +68,7 @@ def write(
             "causal": module.causal,
             "channels": module.channels,
             "kernel_size": module.kernel_size,
+            "digest": digests[prefix],
         }
         parent = f"{prefix}.conv" if prefix else "conv"
         arrays[f"{parent}.weight"] = module.weight
@@ -103,6 +108,19 @@ def causality(checkpoint: Checkpoint) -> dict[str, bool]:
     The answer is empty for another file. A version that is newer than this library is a
     `CheckpointError`, and so is a text that disagrees with the arrays.
     """
+    return {prefix: module["causal"] for prefix, module in _modules(checkpoint).items()}
+
+
+def digests(checkpoint: Checkpoint) -> dict[str, str] | None:
+    """Return by prefix the digest of each module's outputs; None unless the file records them."""
+    modules = _modules(checkpoint)
+    if not modules or not all("digest" in module for module in modules.values()):
+        return None
+    return {prefix: module["digest"] for prefix, module in modules.items()}
+
+
+def _modules(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Return by prefix what a converted checkpoint states of its modules, checked."""
     if checkpoint.header is None:
         return {}
     with naming(checkpoint.path):
@@ -124,13 +142,19 @@ def causality(checkpoint: Checkpoint) -> dict[str, bool]:
         }
         if not isinstance(stated, dict) or stated.keys() != held.keys():
             raise damaged(f"{what} must name the modules {shown(str(list(held)))}", "others")
-        causal = {}
         for prefix, module in stated.items():
-            answer = module.get("causal") if isinstance(module, dict) else None
-            if not isinstance(answer, bool) or module != {"causal": answer, **held[prefix]}:
+            fields = module if isinstance(module, dict) else {}
+            causal, digest = fields.get("causal"), fields.get("digest", "0" * 64)
+            others = {name: fields[name] for name in fields if name not in ("causal", "digest")}
+            if not isinstance(causal, bool) or others != held[prefix] or not _is_digest(digest):
                 raise damaged(
-                    f"{what} must state causal, channels and kernel_size of {shown(prefix)}",
+                    f"{what} must state causal, channels and kernel_size of {shown(prefix)}, and "
+                    "may state its digest",
                     shown(str(module)),
                 )
-            causal[prefix] = answer
-    return causal
+    return stated
+
+
+def _is_digest(value: object) -> bool:
+    """Tell whether a JSON value is a SHA-256."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None

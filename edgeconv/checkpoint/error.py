@@ -1,4 +1,4 @@
-"""The one error of everything that reads checkpoints."""
+"""The one error of everything that reads checkpoints and their configurations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN_CHARACTERS = 120
 
 class CheckpointError(ValueError):
     """
-    A checkpoint, or a tensor in it, that cannot be used.
+    A checkpoint, a tensor in it, or the configuration beside it, that cannot be used.
 
     Parameters
     ----------

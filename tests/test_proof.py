@@ -1,0 +1,238 @@
+"""What `verify` proves, and that each kind of wrong bit makes it fail."""
+
+import hashlib
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import convolve, fused, same_bits
+from strategies import arrays, modules, seeds
+from test_readme import blocks
+
+from edgeconv import CheckpointError, DepthwiseConvolution, VerificationError, kernels, save, verify
+from edgeconv import digest as digests
+from edgeconv.checkpoint import converted
+from edgeconv.proof import _fused
+from edgeconv.stream import Stream
+
+CAUSAL = DepthwiseConvolution(5, 7, causal=True, rng=0)
+CENTRED = DepthwiseConvolution(9, 5, causal=False, rng=0)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Return where to write a file."""
+    return tmp_path / "w.npz"
+
+
+def changed(conv, **arrays):
+    """Return a module with another weight or bias."""
+    state = {f"conv.{name}": getattr(conv, name) for name in ("weight", "bias")}
+    state |= {f"conv.{name}": array for name, array in arrays.items()}
+    return DepthwiseConvolution.from_state_dict(state, causal=conv.causal)
+
+
+def flipped(array, index=0):
+    """Return a copy with the lowest bit of one element flipped."""
+    copy = array.copy()
+    copy.view(np.uint32).flat[index] ^= 1
+    return copy
+
+
+def any_bits(seed):
+    """Return (3, 200) float32 of any bits."""
+    return np.random.default_rng(seed).integers(2**32, size=(3, 200), dtype=np.uint32).view("f4")
+
+
+# The specification.
+
+
+def test_the_input_is_what_the_readme_writes_out():
+    (source,) = (block for block in blocks("python") if "def digest_input" in block)
+    namespace = {}
+    exec(source, {"np": np}, namespace)
+    for channels, kernel_size in [(2, 1), (10, 7), (34, 31)]:
+        x = namespace["digest_input"](channels, kernel_size)
+        assert x.tobytes() == digests.signal(channels, kernel_size).tobytes()
+
+
+@pytest.mark.parametrize("conv", [CAUSAL, CENTRED], ids=["causal", "centred"])
+def test_the_digest_is_that_of_the_definition(conv):
+    y = convolve(
+        digests.signal(conv.channels, conv.kernel_size), conv.weight, conv.bias, conv.causal
+    )
+    assert np.isnan(y).any()
+    y.view(np.uint32)[np.isnan(y)] = 0x7FC00000
+    expected = hashlib.sha256(y.astype("<f4").tobytes()).hexdigest()
+    assert verify(conv) == {"": expected}
+    assert digests.of_module(conv) == expected
+
+
+def test_every_nan_counts_as_the_same():
+    bits = np.array([0x3F800000, 0x7FC00000, 0x7F800001, 0xFFC12345], np.uint32)
+    y = bits.view(np.float32)
+    same = np.where(np.isnan(y), np.float32(np.nan), y)
+    assert digests.of_output(y) == digests.of_output(same) != digests.of_output(y[:3])
+    infinite = np.array([np.inf, -np.inf, 0, -0.0], np.float32)
+    assert len({digests.of_output(value[None]) for value in infinite}) == 4
+
+
+def test_the_input_passes_the_ring_before_and_after_the_special_frames():
+    for kernel_size in (1, 3, 31, 301):
+        period = kernel_size - 1 + kernels.PASS
+        x = digests.signal(18, kernel_size)
+        (special,) = np.nonzero((~np.isfinite(x) | (abs(x) > 2)).any(axis=1))
+        assert special[0] > period
+        assert len(x) - special[-1] - kernel_size > period
+        assert len(special) == 9
+        assert len(np.unique(x)) > 0.96 * (x.size - 9 * 18)
+
+
+# Twice rounded, to float64 and to float32, these sums would be off by one unit in the last place.
+NEARLY_TIES = np.array(
+    [[1 + 2**-12, 1 + 2**-12, 2**-80], [1 + 2**-12, 1 + 2**-12, -(2**-80)]], np.float32
+).T
+
+
+@given(arrays((3, 200), special=st.just(True)) | seeds.map(any_bits) | st.just(NEARLY_TIES))
+def test_numpys_multiply_add_is_that_of_the_c_library(abc):
+    expected = np.array([fused(*terms) for terms in abc.T])
+    assert same_bits(_fused(*abc), expected)
+
+
+@given(modules())
+@settings(max_examples=20)
+def test_every_module_computes_the_definition(conv):
+    verify(conv)
+
+
+# What is verified.
+
+
+def test_a_file_is_verified_with_what_it_records(path):
+    save(path, {"a": CAUSAL, "b.c": CENTRED})
+    found = verify(path)
+    assert list(found) == ["a", "b.c"]
+    with np.load(path) as archive:
+        header = json.loads(str(archive["edgeconv"]))
+    assert found == {name: module["digest"] for name, module in header["modules"].items()}
+    assert found["a"] == verify(CAUSAL)[""]
+    assert verify(path, "b.c", seed=7) == {"b.c": found["b.c"]}
+    CENTRED.save(path)
+    assert verify(path) == verify(path, "") == verify(CENTRED)
+
+
+def test_files_without_digests(path):
+    np.savez(path, **CAUSAL.state_dict())
+    message = f"^{path}: a file to verify must record .*, found none; write it with `edgeconv conv"
+    with pytest.raises(CheckpointError, match=message):
+        verify(path)
+    header = {"format": "edgeconv", "version": 1, "source": None}
+    header["modules"] = {"": {"causal": True, "channels": 10, "kernel_size": 7}}
+    np.savez(path, edgeconv=json.dumps(header), **CAUSAL.state_dict())
+    with pytest.raises(CheckpointError, match=message):
+        verify(path)
+
+
+def test_wrong_arguments(path):
+    CAUSAL.save(path)
+    with pytest.raises(ValueError, match="`prefix` must be None for a module in memory, got 'a'"):
+        verify(CAUSAL, "a")
+    with pytest.raises(CheckpointError, match="prefix 'a' must have the key"):
+        verify(path, "a")
+    with pytest.raises(TypeError, match="`prefix` must be a str or None"):
+        verify(path, 3)
+    with pytest.raises(TypeError, match="`path` must be a str or path-like, got dict"):
+        verify({"a": CAUSAL})
+
+
+# Negative controls.
+
+
+def fails(call, conv, expected, way):
+    """Assert that a verification fails, and that its message tells all."""
+    with pytest.raises(VerificationError) as caught:
+        call()
+    pattern = (
+        rf"{re.escape(str(conv))}.*: the outputs must have the digest {expected} .*, "
+        rf"got (?!{expected})[0-9a-f]{{64}} {way}; .* this with what `edgeconv doctor` prints"
+    )
+    assert re.fullmatch(pattern, str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        changed(CAUSAL, weight=flipped(CAUSAL.weight)),
+        changed(CAUSAL, weight=flipped(CAUSAL.weight, CAUSAL.weight.size - 1)),
+        changed(CAUSAL, bias=flipped(CAUSAL.bias, 3)),
+        changed(CAUSAL, weight=CAUSAL.weight[:, :, ::-1]),
+        changed(CAUSAL, weight=CAUSAL.weight[::-1]),
+    ],
+    ids=["first weight", "last weight", "bias", "taps reversed", "channels reversed"],
+)
+def test_a_wrong_weight(wrong, path):
+    expected = digests.of_module(CAUSAL)
+    converted.write(path, {"right": CENTRED, "wrong": wrong}, {
+        "right": digests.of_module(CENTRED), "wrong": expected})  # fmt: skip
+    fails(lambda: verify(path), wrong, expected, "offline")
+    fails(lambda: verify(path, "wrong"), wrong, expected, "offline")
+    verify(path, "right")
+
+
+def test_an_altered_digest(path):
+    altered = "0" + digests.of_module(CAUSAL)[1:]
+    converted.write(path, {"": CAUSAL}, {"": altered})
+    fails(lambda: verify(path), CAUSAL, altered, "offline")
+
+
+def one_bit_off(function, calls):
+    """Return a function that flips one bit of what it returns in one of its calls."""
+    count = iter(range(-calls, 1))
+
+    def wrong(*arguments):
+        result = function(*arguments)
+        y = result[0] if isinstance(result, tuple) else result
+        if next(count, None) == 0:
+            y.view(np.uint32).flat[-1] ^= 1
+        return result
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "calls", "way"),
+    [
+        (DepthwiseConvolution, "__call__", 0, "offline"),
+        (Stream, "step", 99, "frame by frame"),
+        (Stream, "flush", 0, "frame by frame"),
+        (Stream, "process", 3, r"in random chunks \(seed 3\)"),
+        (Stream, "flush", 1, r"in random chunks \(seed 3\)"),
+    ],
+)
+def test_a_wrong_bit_of_one_way_to_run(owner, name, calls, way, path, monkeypatch):
+    CENTRED.save(path)
+    expected = digests.of_module(CENTRED)
+    for target in (path, CENTRED):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, one_bit_off(getattr(owner, name), calls))
+            fails(lambda target=target: verify(target, seed=3), CENTRED, expected, way)
+        verify(target, seed=3)
+
+
+def test_another_order_of_the_taps(monkeypatch):
+    """Any order gives sums within the error bound; verification tells them apart."""
+
+    def descending(conv, x):
+        padded = np.pad(x[0], ((conv.lorder, 0), (0, 0)))
+        y = conv.bias
+        for k in reversed(range(conv.kernel_size)):
+            y = _fused(conv.weight[:, 0, k], padded[k : k + x.shape[1]], y)
+        return y[None], None
+
+    expected = digests.of_module(CAUSAL)
+    monkeypatch.setattr(DepthwiseConvolution, "__call__", descending)
+    fails(lambda: verify(CAUSAL), CAUSAL, expected, "offline")
