@@ -395,7 +395,8 @@ def process(x, out, taps, state, channels, latency, padding, lengths):
     """Push a chunk, then `padding` frames of zeros, into every row.
 
     `lengths` says how many frames of the chunk each row gets, or is empty: then all of them, and
-    every row must have the same number of outputs.
+    every row must have the same number of outputs. Padding ends a signal: it is not counted, and
+    the state is of no use afterwards.
     """
     n_frames, n_outputs = _plan(x, out, state, channels, latency, padding, lengths)
     if n_outputs != REFUSED:

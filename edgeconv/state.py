@@ -51,8 +51,20 @@ class StreamState:
     weights: str
 
     def __post_init__(self) -> None:
-        self.frames.setflags(write=False)
-        self.frames_in.setflags(write=False)
+        rows = 1 if self.batch_size is None else self.batch_size
+        shape = (rows, self.channels, self.kernel_size - 1)
+        for name, dtype, expected in (
+            ("frames", np.float32, shape),
+            ("frames_in", np.int64, (rows,)),
+        ):
+            array = np.array(getattr(self, name))  # a copy: the state is a value
+            if array.dtype != dtype or array.shape != expected:
+                found = f"{array.dtype} {array.shape}"
+                raise ValueError(f"`{name}` must be {np.dtype(dtype)} {expected}, got {found}")
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        if (self.frames_in < 0).any():
+            raise ValueError(f"`frames_in` must not be negative, got {self.frames_in.min()}")
 
     @property
     def geometry(self) -> dict[str, Any]:
@@ -169,20 +181,15 @@ def _state(checkpoint: Checkpoint, prefix: str, geometry: object) -> StreamState
             raise damaged(
                 f"{shown(prefix)} must have the geometry of a stream", shown(str(geometry))
             )
-    names = _name(prefix, "frames"), _name(prefix, "frames_in")
-    rows = 1 if batch_size is None else batch_size
-    for name, spec in zip(
-        names,
-        (("float32", (rows, channels, kernel_size - 1)), ("int64", (rows,))),
-        strict=True,
-    ):
-        found = checkpoint.spec(name) if name in checkpoint else None
-        if found != spec:
-            raise damaged(f"{shown(name)} must be {spec[0]} {spec[1]}", shown(str(found)))
+    names = [_name(prefix, part) for part in ("frames", "frames_in")]
+    for name in names:
+        if name not in checkpoint:
+            raise damaged(f"{shown(name)} must be there", "no such array")
     frames, frames_in = (checkpoint[name] for name in names)
-    if (frames_in < 0).any():
-        raise damaged(f"{shown(names[1])} must not be negative", str(frames_in.min()))
-    return StreamState(frames, frames_in, batch_size, channels, kernel_size, causal, weights)
+    try:
+        return StreamState(frames, frames_in, batch_size, channels, kernel_size, causal, weights)
+    except ValueError as error:
+        raise damaged(f"{shown(prefix)} must be the state of a stream", str(error)) from error
 
 
 def _name(prefix: str, part: str) -> str:

@@ -214,7 +214,8 @@ class Stream:
             frames_in = self._ring.frames_in[chosen]
             ending = _restored(self._conv, len(counts), self.cache[chosen], frames_in)
             lengths = np.zeros(len(counts), np.int64)
-            ending._run(ending._process, y[:, :0].copy(), y, self.latency, lengths)
+            nothing = y[:, :0].copy()
+            self._taken(ending._run(ending._process, nothing, y, self.latency, lengths))
         self.reset(rows)
         return y[0] if self._batch_size is None else y
 
@@ -231,16 +232,17 @@ class Stream:
 
     def snapshot(self) -> StreamState:
         """Return the stream's state, a value that no later call changes."""
+        return StreamState(self.cache, self._ring.frames_in, **self._geometry())
+
+    def _geometry(self) -> dict[str, Any]:
         conv = self._conv
-        return StreamState(
-            self.cache,
-            self._ring.frames_in.copy(),
-            self._batch_size,
-            conv.channels,
-            conv.kernel_size,
-            conv.causal,
-            conv._fingerprint,
-        )
+        return {
+            "batch_size": self._batch_size,
+            "channels": conv.channels,
+            "kernel_size": conv.kernel_size,
+            "causal": conv.causal,
+            "weights": conv._fingerprint,
+        }
 
     def restore(self, state: StreamState) -> None:
         """
@@ -264,12 +266,10 @@ class Stream:
         """Raise the TypeError or ValueError of `restore`."""
         if not isinstance(state, StreamState):
             raise TypeError(f"`state` must be a StreamState, got {described(state)}")
-        own = self.snapshot().geometry
-        for name, value in state.geometry.items():
-            if value != own[name]:
-                raise ValueError(
-                    f"`state` must have {name}={own[name]!r}, got {value!r}: {self._conv}"
-                )
+        for name, own in self._geometry().items():
+            value = getattr(state, name)
+            if value != own:
+                raise ValueError(f"`state` must have {name}={own!r}, got {value!r}: {self._conv}")
 
     @property
     def cache(self) -> NDArray[np.float32]:
@@ -344,7 +344,7 @@ class Stream:
 
         work = x.size * self._conv.kernel_size
         rest = (self.latency, _ALL_FRAMES if lengths is None else lengths)
-        parallel.process_signal(x, y, *self._state, *rest, work=work)
+        self._taken(parallel.process_signal(x, y, *self._state, *rest, work=work))
 
     def _run_checked(
         self, kernel: Any, name: str, x: Any, shape: tuple[int | str, ...], y: Any,
@@ -355,9 +355,12 @@ class Stream:
         opened = f"{self._conv}, stream opened with batch_size={self._batch_size}"
         check_out(y, y_shape, name, x, opened)
         out = y.view(FLOAT32, np.ndarray)
-        n_outputs = self._run(kernel, as_float32(x), out, *rest)
+        return self._taken(self._run(kernel, as_float32(x), out, *rest))
+
+    def _taken(self, n_outputs: int) -> int:
+        """Return what a kernel answered to arguments that have been checked."""
         if n_outputs == _REFUSED:
-            raise RuntimeError(f"edgeconv is inconsistent: it refuses what it checked; {opened}")
+            raise RuntimeError(f"edgeconv is inconsistent: {self} refuses what it checked")
         return n_outputs
 
     def _check_shape(self, name: str, x: NDArray[Any], shape: tuple[int | str, ...]) -> None:

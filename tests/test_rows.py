@@ -258,6 +258,16 @@ def test_a_state_is_independent_of_the_stream():
             array[:] = 0
 
 
+def test_a_state_copies_what_it_is_made_of():
+    frames, frames_in = np.ones((1, 4, 2), np.float32), np.int64([3])
+    state = StreamState(frames, frames_in, None, 4, 3, True, "")
+    frames[:], frames_in[:] = 2, 4
+    assert state.frames.tolist() == [[[1, 1]] * 4]
+    assert state.frames_in.tolist() == [3]
+    with pytest.raises(ValueError, match=r"`frames` must be float32 \(2, 4, 2\), got float32 \(1,"):
+        StreamState(frames, frames_in, 2, 4, 3, True, "")
+
+
 def states():
     """States of streams that differ from one of size 2, kernel 3, causal, batch size 2."""
     conv = DepthwiseConvolution(2, 3, causal=True, rng=0)
@@ -321,12 +331,15 @@ def rewritten(path, change):
         (lambda h, a: h.update(format="x"), "must be what `save_state` wrote"),
         (lambda h, a: h["states"].update({"": 3}), "must have the geometry of a stream"),
         (lambda h, a: h["states"][""].update(more=3), "must have the geometry of a stream"),
-        (lambda h, a: h["states"][""].update(channels=6), r"'frames' must be float32 \(1, 6, 2\)"),
-        (lambda h, a: h["states"].update(b=h["states"].pop("")), "'b.frames' must be float32"),
-        (lambda h, a: h["states"].update(b=h["states"][""]), "'b.frames' must be float32"),
-        (lambda h, a: a.update(frames_in=np.int64([-1])), "'frames_in' must not be negative"),
-        (lambda h, a: a.update(frames_in=np.float32([1])), "'frames_in' must be int64"),
-        (lambda h, a: a.pop("frames"), "'frames' must be float32"),
+        (lambda h, a: h["states"][""].update(channels=6), r"`frames` must be float32 \(1, 6, 2\)"),
+        (lambda h, a: h["states"].update(b=h["states"].pop("")), "'b.frames' must be there"),
+        (lambda h, a: h["states"].update(b=h["states"][""]), "'b.frames' must be there"),
+        (
+            lambda h, a: a.update(frames_in=np.int64([-1])),
+            "`frames_in` must not be negative, got -1",
+        ),
+        (lambda h, a: a.update(frames_in=np.float32([1])), "`frames_in` must be int64"),
+        (lambda h, a: a.pop("frames"), "'frames' must be there"),
     ],
 )
 def test_a_damaged_state_is_refused(tmp_path, change, text):
