@@ -194,7 +194,7 @@ def report_step(sizes, rounds, seconds):
     for channels, kernel_size in sizes:
         conv = DepthwiseConvolution(channels // 2, kernel_size, causal=True, rng=0)
         stream, idle = conv.stream(), conv.stream()
-        idle._step = empty
+        idle._step = empty, 1
         frame = np.random.default_rng(0).standard_normal(channels, np.float32)
         out = np.empty_like(frame)
         taps = stream._state[0]

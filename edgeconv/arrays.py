@@ -136,7 +136,7 @@ def _integers(name: str, value: object) -> NDArray[np.integer[Any]]:
     """Return integers as an array; a TypeError for anything else."""
     if is_array(value) or is_integer(value) or isinstance(value, list | tuple | range):
         try:
-            array = np.asarray(value) if np.size(value) else np.empty(0, np.int64)
+            array = np.asarray(value, None if np.size(value) else np.int64)
         except ValueError:  # lists of different lengths
             array = np.empty(0)
         if array.dtype.kind in "iu":

@@ -351,7 +351,7 @@ def _process_row(
         frames_in, channels, latency, first_block, last_block,
     )  # fmt: skip
     zero = ring_at + HEADER - 1
-    for i in range(_n_outputs(frames_in, length + padding, latency), n_outputs):
+    for i in range(max(0, _n_outputs(frames_in, length + padding, latency)), n_outputs):
         for channel in range(first_block * LANES, min(last_block * LANES, channels)):
             _copy_float(state, zero, out, y_at + i * channels + channel)
 

@@ -59,10 +59,12 @@ class Ring:
         self.frames = self.memory[:, kernels.HEADER :].reshape(blocks)
         self.frames_in = self.memory[:, :2].view(np.int64)[:, 0]
 
-    def read(self) -> NDArray[np.float32]:
-        """Return the latest K - 1 frames, (B, C, K - 1), oldest first."""
-        latest = np.empty(self._shape, np.float32)
-        latest[:, self._lanes] = self.frames[self._rows_of_latest(copies=1)].swapaxes(2, 3)
+    def read(self, rows: NDArray[np.intp] | slice = slice(None)) -> NDArray[np.float32]:
+        """Return the latest K - 1 frames of some rows, (B, C, K - 1), oldest first."""
+        batch, blocks, frames = self._rows_of_latest(copies=1)
+        packed = self.frames[batch[rows], blocks, frames[rows]]
+        latest = np.empty((len(packed), *self._shape[1:]), np.float32)
+        latest[:, self._lanes] = packed.swapaxes(2, 3)
         return latest
 
     def write(self, latest: NDArray[np.float32]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from edgeconv.checkpoint.safetensors import parse_object
 
 FORMAT = "edgeconv state"
 VERSION = 1
+MOST_FRAMES = 2**62  # the counters of the kernels stay within 64 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +64,13 @@ class StreamState:
                 raise ValueError(f"`{name}` must be {np.dtype(dtype)} {expected}, got {found}")
             array.setflags(write=False)
             object.__setattr__(self, name, array)
-        if (self.frames_in < 0).any():
-            raise ValueError(f"`frames_in` must not be negative, got {self.frames_in.min()}")
+        for frames_in in self.frames_in.tolist():
+            if not 0 <= frames_in <= MOST_FRAMES:
+                raise ValueError(f"`frames_in` must be from 0 to 2**62, got {frames_in}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies come about as the original did, checked and read-only.
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     @property
     def geometry(self) -> dict[str, Any]:
@@ -142,7 +148,7 @@ def load_state(path: str | os.PathLike[str]) -> StreamState | dict[str, StreamSt
         if header.get("format") != FORMAT:
             raise CheckpointError(
                 "the file must be what `save_state` wrote",
-                f"{checkpoint.format} without its header",
+                f"{checkpoint.format} of another kind",
                 "give the path of a saved state",
             )
         version, described_states = header.get("version"), header.get("states")

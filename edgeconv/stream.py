@@ -66,8 +66,8 @@ class Stream:
         self._cache_shape = (rows, conv.channels, conv.kernel_size - 1)
         self._ring = ring = layout.Ring(rows, conv.channels, conv.kernel_size)
         self._state = (conv._taps, ring.memory, conv.channels, self._latency)
-        self._step = kernels.step(len(self._frame_shape))
-        self._process = kernels.process(len(self._frame_shape) + 1)
+        self._step = kernels.step(len(self._frame_shape)), len(self._frame_shape)
+        self._process = kernels.process(self._step[1] + 1), self._step[1] + 1
 
     @property
     def latency(self) -> int:
@@ -207,17 +207,18 @@ class Stream:
             after `reset`.
         """
         chosen = check_rows(rows, self._batch_size)
-        counts = np.minimum(self.latency, self._ring.frames_in[chosen])
-        n = int(counts.max(initial=0))
-        y = np.empty((len(counts), n, self._conv.channels), np.float32)
+        frames_in = self._ring.frames_in[chosen]
+        n = min(self.latency, int(frames_in.max(initial=0)))
+        batch_size = None if self._batch_size is None else len(frames_in)
+        leading = () if batch_size is None else (batch_size,)
+        y = np.empty((*leading, n, self._conv.channels), np.float32)
         if n:  # the end happens to a copy: an interrupt leaves the signal either whole or over
-            frames_in = self._ring.frames_in[chosen]
-            ending = _restored(self._conv, len(counts), self.cache[chosen], frames_in)
-            lengths = np.zeros(len(counts), np.int64)
-            nothing = y[:, :0].copy()
+            ending = _restored(self._conv, batch_size, self._ring.read(chosen), frames_in)
+            nothing = np.empty((*leading, 0, self._conv.channels), np.float32)
+            lengths = np.zeros(len(frames_in), np.int64)
             self._taken(ending._run(ending._process, nothing, y, self.latency, lengths))
         self.reset(rows)
-        return y[0] if self._batch_size is None else y
+        return y
 
     def reset(self, rows: int | Sequence[int] | None = None) -> None:
         """
@@ -262,14 +263,16 @@ class Stream:
         restored = _restored(self._conv, self._batch_size, state.frames, state.frames_in)
         self._ring.memory[...] = restored._ring.memory
 
-    def _check_state(self, state: StreamState) -> None:
+    def _check_state(self, state: StreamState, argument: str = "state") -> None:
         """Raise the TypeError or ValueError of `restore`."""
         if not isinstance(state, StreamState):
-            raise TypeError(f"`state` must be a StreamState, got {described(state)}")
+            raise TypeError(f"`{argument}` must be a StreamState, got {described(state)}")
         for name, own in self._geometry().items():
             value = getattr(state, name)
             if value != own:
-                raise ValueError(f"`state` must have {name}={own!r}, got {value!r}: {self._conv}")
+                raise ValueError(
+                    f"`{argument}` must have {name}={own!r}, got {value!r}: {self._conv}"
+                )
 
     @property
     def cache(self) -> NDArray[np.float32]:
@@ -318,19 +321,19 @@ class Stream:
     def _chunk_shape(self, n_frames: int) -> tuple[int, ...]:
         return (*self._frame_shape[:-1], n_frames, self._frame_shape[-1])
 
-    def _run(self, kernel: Any, x: Any, y: Any, *rest: Any) -> int:
-        """Call a kernel if its arguments are as it takes them: a refusal by Numba is slow."""
+    def _run(self, kernel: tuple[Any, int], x: Any, y: Any, *rest: Any) -> int:
+        """Call a kernel if its arguments are of the types that it takes."""
+        call, dimensions = kernel
         if (
             type(x) is np.ndarray
             and type(y) is np.ndarray
+            and x.ndim == y.ndim == dimensions
             and x.dtype is FLOAT32
             and y.dtype is FLOAT32
             and x.flags.c_contiguous
+            and y.flags.carray  # and writable, and aligned
         ):
-            try:
-                return kernel(x, y, *self._state, *rest)  # type: ignore[no-any-return]
-            except TypeError:  # another number of dimensions, or `y` is not what it must be
-                pass
+            return call(x, y, *self._state, *rest)  # type: ignore[no-any-return]
         return _REFUSED
 
     def _run_whole(
@@ -347,7 +350,7 @@ class Stream:
         self._taken(parallel.process_signal(x, y, *self._state, *rest, work=work))
 
     def _run_checked(
-        self, kernel: Any, name: str, x: Any, shape: tuple[int | str, ...], y: Any,
+        self, kernel: tuple[Any, int], name: str, x: Any, shape: tuple[int | str, ...], y: Any,
         y_shape: tuple[int, ...], *rest: Any,
     ) -> int:  # fmt: skip
         """Say what is wrong with refused arguments, or convert them and call the kernel."""

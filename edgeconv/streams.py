@@ -82,6 +82,6 @@ class Streams(Mapping[str, Stream]):
         if states.keys() != self.keys():
             raise ValueError(f"`states` must be those of {list(self)}, got {list(states)}")
         for prefix, stream in self.items():
-            stream._check_state(states[prefix])
+            stream._check_state(states[prefix], f"states[{prefix!r}]")
         for prefix, stream in self.items():
             stream.restore(states[prefix])

@@ -1,6 +1,9 @@
 """Batches whose rows come, go and differ in length; states that are kept and restored."""
 
+import copy
+import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from edgeconv import (
     DepthwiseConvolution,
     Streams,
     StreamState,
+    load,
     load_state,
     save_state,
 )
@@ -268,6 +272,41 @@ def test_a_state_copies_what_it_is_made_of():
         StreamState(frames, frames_in, 2, 4, 3, True, "")
 
 
+def test_copies_of_a_state_are_read_only_too():
+    state = DepthwiseConvolution(2, 3, causal=True).stream().snapshot()
+    for other in (copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
+        assert other.geometry == state.geometry
+        assert not other.frames.flags.writeable
+        assert not other.frames_in.flags.writeable
+
+
+@pytest.mark.parametrize("name", ["conv.weight", "conv.bias"])
+def test_one_bit_of_a_weight_is_another_stream(name):
+    conv = DepthwiseConvolution(2, 3, causal=True, rng=0)
+    state = {key: value.copy() for key, value in conv.state_dict().items()}
+    state[name].view(np.uint32).ravel()[-1] ^= 1
+    other = DepthwiseConvolution.from_state_dict(state, causal=True)
+    with pytest.raises(ValueError, match="`state` must have weights="):
+        other.stream().restore(conv.stream().snapshot())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("frames_in", [2**31 - 9, 2**32 - 9, 2**53 - 9, 2**62 - 20])
+def test_signals_of_any_length_go_on(frames_in, causal):
+    conv = DepthwiseConvolution(9, 7, causal=causal, rng=0)
+    x = np.random.default_rng(0).standard_normal((1, 80, 18), np.float32)
+    stream = conv.stream(batch_size=1)
+    stream.process(x[:, :30])
+    state = stream.snapshot()
+    late = dataclasses.replace(state, frames_in=np.int64([frames_in]))
+    expected = stream.process(x[:, 30:])
+    stream.restore(late)
+    for t in range(30, 40):
+        assert same_bits(stream.step(x[:, t]), expected[:, t - 30])
+    assert same_bits(stream.process(x[:, 40:]), expected[:, 10:])
+    assert stream.frames_in.tolist() == [frames_in + 50]
+
+
 def states():
     """States of streams that differ from one of size 2, kernel 3, causal, batch size 2."""
     conv = DepthwiseConvolution(2, 3, causal=True, rng=0)
@@ -336,7 +375,11 @@ def rewritten(path, change):
         (lambda h, a: h["states"].update(b=h["states"][""]), "'b.frames' must be there"),
         (
             lambda h, a: a.update(frames_in=np.int64([-1])),
-            "`frames_in` must not be negative, got -1",
+            "`frames_in` must be from 0 to 2\\*\\*62, got -1",
+        ),
+        (
+            lambda h, a: a.update(frames_in=np.int64([2**63 - 5])),
+            "`frames_in` must be from 0 to 2",
         ),
         (lambda h, a: a.update(frames_in=np.float32([1])), "`frames_in` must be int64"),
         (lambda h, a: a.pop("frames"), "'frames' must be there"),
@@ -348,6 +391,13 @@ def test_a_damaged_state_is_refused(tmp_path, change, text):
     rewritten(path, change)
     with pytest.raises(CheckpointError, match=f"{path}: .*{text}"):
         load_state(path)
+
+
+def test_a_state_is_no_checkpoint(tmp_path):
+    path = tmp_path / "state.npz"
+    save_state(path, DepthwiseConvolution(2, 3, causal=True).stream().snapshot())
+    with pytest.raises(CheckpointError, match="found the saved state of streams; use `load_state`"):
+        load(path)
 
 
 def test_one_state_under_another_name_is_refused(tmp_path):
@@ -408,7 +458,7 @@ def test_streams_restore_all_or_none():
     for stream in streams.values():
         stream.process(np.ones((3, 6), np.float32))
     wrong = states | {"block.2": states["block.0"]}
-    with pytest.raises(ValueError, match="`state` must have causal=True, got False"):
+    with pytest.raises(ValueError, match=r"`states\['block.2'\]` must have causal=True, got F"):
         streams.restore(wrong)
     with pytest.raises(ValueError, match=r"`states` must be those of \['block.0', .*, got \[\]"):
         streams.restore({})

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reference import same_bits
 from strategies import arrays, modules, partitions, signals, split
 
-from edgeconv import DepthwiseConvolution, Stream, load
+from edgeconv import DepthwiseConvolution, Stream, kernels, load
 
 
 def push(stream, x, partition):
@@ -288,6 +288,38 @@ def test_an_interrupt_leaves_a_signal_whole_or_over(monkeypatch):
             stream.flush()
     assert stream.frames_in == 9
     assert same_bits(np.concatenate([y, stream.flush()]), conv(x)[0][0])
+
+
+def test_an_exception_from_a_signal_handler_is_not_taken_for_a_refusal():
+    conv = DepthwiseConvolution(4, 5, causal=True, rng=0)
+    x = np.random.default_rng(0).standard_normal((9, 8), np.float32)
+    stream = conv.stream()
+    kernel, dimensions = stream._process
+
+    def interrupted(*arguments):
+        kernel(*arguments)
+        raise TypeError("from a handler, after the kernel and before its caller")
+
+    stream._process = interrupted, dimensions
+    with pytest.raises(TypeError, match="from a handler"):
+        stream.process(x)
+    assert stream.frames_in == 9
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_an_open_stream_compiles_nothing(monkeypatch, causal, batch_size):
+    conv = DepthwiseConvolution(4, 5, causal=causal, rng=0)
+    stream = conv.stream(batch_size=batch_size)
+    opened = {"step": len(stream._frame_shape), "process": len(stream._frame_shape) + 1}
+    for name, dimensions in opened.items():
+        ready = getattr(kernels, name)(dimensions)
+        monkeypatch.setattr(kernels, name, {dimensions: ready}.__getitem__)
+    chunk = np.ones((*stream._frame_shape[:-1], 9, 8))
+    stream.process(chunk)
+    stream.step(chunk[..., 0, :])
+    stream.restore(stream.snapshot())
+    stream.flush()
 
 
 def test_a_stream_says_what_it_is():

@@ -127,6 +127,10 @@ def _modules(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
         what = f"{shown(HEADER)} of a converted checkpoint"
         header = parse_object(checkpoint.header, what)
         version = header.get("version")
+        if header.get("format") == "edgeconv state":
+            raise CheckpointError(
+                "the file must hold weights", "the saved state of streams", "use `load_state`"
+            )
         if header.get("format") != HEADER or type(version) is not int or version < 1:
             raise damaged(f"{what} must state its format and version", "others")
         if version > VERSION:
