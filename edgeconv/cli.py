@@ -208,7 +208,7 @@ def _verify(options: argparse.Namespace) -> None:
         digests = verify(options.file, options.prefix, seed=seed)
     rows = [(prefix or "''", digest) for prefix, digest in digests.items()]
     print(table([("convolution", "digest of its outputs, as recorded"), *rows]))
-    print(f"\nThe same bits here: offline, frame by frame, and in random chunks (--seed {seed}).")
+    print(f"\nThe same bits here, offline and streamed in all ways (--seed {seed}).")
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from edgeconv.arrays import is_integer
 from edgeconv.checkpoint.error import CheckpointError, naming, shown
+from edgeconv.files import as_text
 
 __all__ = ["Configuration", "read_configuration"]
 
@@ -116,8 +117,9 @@ def read_configuration(path: str | os.PathLike[str]) -> Configuration:
     OSError
         If the file is missing, or may not be read.
     """
-    with naming(path):
-        options = _mapping(_parsed(Path(path)), "a configuration")
+    file = as_text("config", path)
+    with naming(file):
+        options = _mapping(_parsed(Path(file)), "a configuration")
         encoder = _mapping(options.get("encoder_conf"), "encoder_conf")
         main = _mapping(encoder.get("main_conf", {}), "encoder_conf.main_conf")
         causal = main.get("dynamic_chunk_training", False)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +13,11 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from edgeconv.convolution import DepthwiseConvolution
 
-__all__ = ["of_module", "of_output", "signal"]
+    Way: TypeAlias = Callable[[DepthwiseConvolution, NDArray[np.float32]], NDArray[np.float32]]
+
+__all__ = ["by_way", "cases", "of_module", "of_outputs", "signal"]
+
+MAXIMUM_CUTS = 64  # of about 350 frames for 31 taps: chunks of one frame and of several passes
 
 # 0, -0, the smallest and the largest subnormal, the largest numbers, the infinities and a NaN.
 SPECIAL = np.array(
@@ -53,12 +59,83 @@ def signal(channels: int, kernel_size: int) -> NDArray[np.float32]:
     return x
 
 
-def of_output(y: NDArray[np.float32]) -> str:
+def cases(conv: DepthwiseConvolution) -> list[tuple[DepthwiseConvolution, NDArray[np.float32]]]:
+    """Return what is run: a module on `signal`, and without its bias on 2**-126 of that.
+
+    The second one's inputs, products and sums are subnormal, which a bias would hide: a processor
+    that flushes them to zero is found out.
+    """
+    x = signal(conv.channels, conv.kernel_size)
+    state = {"conv.weight": conv.weight, "conv.bias": np.zeros_like(conv.bias)}
+    unbiased = type(conv).from_state_dict(state, causal=conv.causal)
+    with np.errstate(all="ignore"):
+        return [(conv, x), (unbiased, x * np.float32(2.0**-126))]
+
+
+def of_outputs(outputs: Iterable[NDArray[np.float32]]) -> str:
     """Return the SHA-256 of little-endian float32 values (T, C), any NaN as 0x7fc00000."""
-    bits = np.where(np.isnan(y), NAN, y.view(np.uint32))
-    return hashlib.sha256(bits.astype("<u4").tobytes()).hexdigest()
+    digest = hashlib.sha256()
+    for y in outputs:
+        digest.update(np.where(np.isnan(y), NAN, y.view(np.uint32)).astype("<u4").tobytes())
+    return digest.hexdigest()
+
+
+def by_way(conv: DepthwiseConvolution, seed: int) -> Iterator[tuple[str, str]]:
+    """Yield the ways to run a module, and the digest of its outputs."""
+    ways: dict[str, Way] = {
+        "offline": _offline,
+        "on all threads": _on_all_threads,
+        "frame by frame": _frame_by_frame,
+        f"in random chunks (seed {seed})": partial(_in_chunks, seed=seed),
+        "in a batch whose rows differ": _in_a_batch,
+    }
+    for name, way in ways.items():
+        yield name, of_outputs(way(*case) for case in cases(conv))
 
 
 def of_module(conv: DepthwiseConvolution) -> str:
-    """Return the digest of a module's output, offline; streamed it is the same."""
-    return of_output(conv(signal(conv.channels, conv.kernel_size)[np.newaxis])[0][0])
+    """Return the digest of a module's outputs, the same for every way to run it."""
+    digests = dict(by_way(conv, seed=0))
+    if len(set(digests.values())) > 1:
+        raise RuntimeError(f"this machine computes {conv} differently: {digests}")
+    return digests["offline"]
+
+
+def _offline(conv: DepthwiseConvolution, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    y: NDArray[np.float32] = conv(x[np.newaxis])[0][0]
+    return y
+
+
+def _on_all_threads(conv: DepthwiseConvolution, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    from edgeconv.parallel import PARALLEL_WORK
+
+    y = np.empty((1, *x.shape), np.float32)
+    conv.stream(batch_size=1)._run_whole(x[np.newaxis], y, None, work=PARALLEL_WORK)
+    return y.reshape(x.shape)
+
+
+def _frame_by_frame(conv: DepthwiseConvolution, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    stream = conv.stream()
+    frames = [y[np.newaxis] for frame in x if (y := stream.step(frame)) is not None]
+    return np.concatenate([*frames, stream.flush()])
+
+
+def _in_chunks(
+    conv: DepthwiseConvolution, x: NDArray[np.float32], seed: int
+) -> NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    cuts = np.sort(rng.integers(len(x) + 1, size=rng.integers(MAXIMUM_CUTS)))
+    stream = conv.stream()
+    chunks = [stream.process(chunk) for chunk in np.split(x, cuts)]
+    return np.concatenate([*chunks, stream.flush()])
+
+
+def _in_a_batch(conv: DepthwiseConvolution, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Step with both rows, go on with the second one alone, and end it."""
+    stream = conv.stream(batch_size=2)
+    pairs = np.stack([x, x], axis=1)
+    start = len(x) // 2
+    frames = [y[1:] for pair in pairs[:start] if (y := stream.step(pair)) is not None]
+    rest = len(x) - start
+    y, counts = stream.process(pairs[start:].swapaxes(0, 1), lengths=[0, rest])
+    return np.concatenate([*frames, y[1, : counts[1]], stream.flush(rows=1)[0]])

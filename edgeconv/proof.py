@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeconv import digest
+from edgeconv.arrays import described, is_integer
 from edgeconv.checkpoint import CheckpointError, converted, read_checkpoint
 from edgeconv.convolution import DepthwiseConvolution
 from edgeconv.weights import load, load_all
 
 __all__ = ["VerificationError", "verify"]
-
-MAXIMUM_CUTS = 64  # of about 350 frames for 31 taps: chunks of one frame and of several passes
 
 
 class VerificationError(AssertionError):
@@ -56,21 +54,23 @@ def verify(
 
     Notes
     -----
-    The README specifies input and digest. The input goes through each module offline, through a
-    stream frame by frame, and through another stream in random chunks.
+    The README specifies inputs and digest. They go through each module offline, on all threads,
+    frame by frame, in random chunks, and through one row of a batch while the other waits.
     """
+    if not is_integer(seed) or seed < 0:
+        raise ValueError(f"`seed` must be a non-negative integer, got {described(seed)}")
     if isinstance(conv_or_path, DepthwiseConvolution):
         if prefix is not None:
             raise ValueError(f"`prefix` must be None for a module in memory, got {prefix!r}")
         convs = {"": conv_or_path}
-        digests = {"": digest.of_output(_definition(conv_or_path))}
+        cases = digest.cases(conv_or_path)
+        digests = {"": digest.of_outputs(_definition(*case) for case in cases)}
         origin, remedy = "of the definition", "report"
     else:
         convs, digests = _recorded(conv_or_path, prefix)
         origin, remedy = "that the file records", "copy or convert the file again, or report"
     for name, conv in convs.items():
-        for way, y in _outputs(conv, seed):
-            found = digest.of_output(y)
+        for way, found in digest.by_way(conv, seed):
             if found != digests[name]:
                 raise VerificationError(
                     f"{conv}: the outputs must have the digest {digests[name]} {origin}, got "
@@ -97,22 +97,8 @@ def _recorded(
     return {prefix: conv}, {prefix: recorded[prefix]}
 
 
-def _outputs(conv: DepthwiseConvolution, seed: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Yield the ways to run a module, and the outputs (T, C) that they give."""
-    x = digest.signal(conv.channels, conv.kernel_size)
-    yield "offline", conv(x[np.newaxis])[0][0]
-    stream = conv.stream()
-    frames = [y[np.newaxis] for frame in x if (y := stream.step(frame)) is not None]
-    yield "frame by frame", np.concatenate([*frames, stream.flush()])
-    rng = np.random.default_rng(seed)
-    cuts = np.sort(rng.integers(len(x) + 1, size=rng.integers(MAXIMUM_CUTS)))
-    chunks = [stream.process(chunk) for chunk in np.split(x, cuts)]
-    yield f"in random chunks (seed {seed})", np.concatenate([*chunks, stream.flush()])
-
-
-def _definition(conv: DepthwiseConvolution) -> NDArray[np.float32]:
-    """Evaluate the definition on the digest's input, sharing no code with the kernels."""
-    x = digest.signal(conv.channels, conv.kernel_size)
+def _definition(conv: DepthwiseConvolution, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Evaluate the definition, sharing no code with the kernels."""
     left = conv.lorder if conv.causal else conv.kernel_size // 2
     padded = np.pad(x, ((left, conv.kernel_size - 1 - left), (0, 0)))
     y = np.broadcast_to(conv.bias, x.shape)

@@ -341,11 +341,12 @@ class Stream:
         x: NDArray[np.float32],
         y: NDArray[np.float32],
         lengths: NDArray[np.int64] | None,
+        work: int | None = None,
     ) -> None:
         """Push whole signals (B, T, C), and at their end what `flush` pushes."""
         from edgeconv import parallel
 
-        work = x.size * self._conv.kernel_size
+        work = x.size * self._conv.kernel_size if work is None else work
         rest = (self.latency, _ALL_FRAMES if lengths is None else lengths)
         self._taken(parallel.process_signal(x, y, *self._state, *rest, work=work))
 

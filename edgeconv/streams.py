@@ -24,6 +24,11 @@ class Streams(Mapping[str, Stream]):
     batch_size : int, optional
         As for `DepthwiseConvolution.stream`, for all of them.
 
+    Notes
+    -----
+    Each stream changes wholly or not at all. An exception that a signal handler raises in the
+    middle of `reset`, `flush` or `restore` can leave some of them changed: call it again.
+
     Examples
     --------
     >>> streams = Streams(load_all("encoder.npz"))

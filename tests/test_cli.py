@@ -1,5 +1,6 @@
 """The command line: what it prints, its errors of one line, its exit statuses."""
 
+import io
 import json
 import os
 import resource
@@ -372,7 +373,7 @@ def test_verify(here, capsys):
         f"a            {digests['a']}\n"
         f"''           {digests['']}\n"
         "\n"
-        "The same bits here: offline, frame by frame, and in random chunks (--seed 12).\n"
+        "The same bits here, offline and streamed in all ways (--seed 12).\n"
     )
     output = output_of(capsys, "verify", "two.npz", "--prefix", "a")
     assert digests["a"] in output
@@ -760,3 +761,22 @@ def test_compilation_is_explained_on_a_terminal(monkeypatch):
     with terminal.explaining_compilation():
         pass
     assert "".join(written) == f"{terminal.ERASE}{terminal.COMPILING}\n"
+
+
+# --- Where it prints to, and what it says first ---
+
+
+def test_any_stream_will_do_for_the_output(here, monkeypatch):
+    printed = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", printed)
+    assert cli.main(["inspect", "small.npz"]) == 0
+    assert "NumPy npz" in printed.getvalue()
+
+
+def test_an_unknown_prefix_is_named_before_causality_is_asked_for(here, capsys):
+    for prefixes in (["--prefix", "nowhere"], ["--prefix", "nowhere", "--prefix", "elsewhere"]):
+        message = error_of(capsys, "convert", str(SHIPPED), "new.npz", *prefixes)
+        assert "prefix 'nowhere' must have the key" in message
+    np.save("x.npy", np.ones((5, 128)))
+    message = error_of(capsys, "run", str(SHIPPED), "x.npy", "-o", "y.npy", "--prefix", "nowhere")
+    assert "prefix 'nowhere' must have the key" in message

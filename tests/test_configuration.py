@@ -243,3 +243,8 @@ def test_without_pyyaml(config, source, tmp_path, monkeypatch):
         ImportError, match=r"^.*: reading it needs PyYAML; run `pip install pyyaml`$"
     ):
         convert(source({"0.conv_mod": 3}), tmp_path / "w.npz", config=config)
+
+
+def test_a_configuration_is_a_path(source, tmp_path):
+    with pytest.raises(TypeError, match="`config` must be a str or path-like, got int"):
+        convert(source({"0.conv_mod": 3}), tmp_path / "w.npz", config=3)

@@ -12,7 +12,15 @@ from reference import convolve, fused, same_bits
 from strategies import arrays, modules, seeds
 from test_readme import blocks
 
-from edgeconv import CheckpointError, DepthwiseConvolution, VerificationError, kernels, save, verify
+from edgeconv import (
+    CheckpointError,
+    DepthwiseConvolution,
+    VerificationError,
+    kernels,
+    parallel,
+    save,
+    verify,
+)
 from edgeconv import digest as digests
 from edgeconv.checkpoint import converted
 from edgeconv.proof import _fused
@@ -61,12 +69,17 @@ def test_the_input_is_what_the_readme_writes_out():
 
 @pytest.mark.parametrize("conv", [CAUSAL, CENTRED], ids=["causal", "centred"])
 def test_the_digest_is_that_of_the_definition(conv):
-    y = convolve(
-        digests.signal(conv.channels, conv.kernel_size), conv.weight, conv.bias, conv.causal
-    )
-    assert np.isnan(y).any()
-    y.view(np.uint32)[np.isnan(y)] = 0x7FC00000
-    expected = hashlib.sha256(y.astype("<f4").tobytes()).hexdigest()
+    x = digests.signal(conv.channels, conv.kernel_size)
+    tiny = x * np.float32(2.0**-126)
+    outputs = b""
+    for heard, bias in ((x, conv.bias), (tiny, np.zeros_like(conv.bias))):
+        y = convolve(heard, conv.weight, bias, conv.causal)
+        assert np.isnan(y).any()
+        y.view(np.uint32)[np.isnan(y)] = 0x7FC00000
+        outputs += y.astype("<f4").tobytes()
+    is_subnormal = (y != 0) & (abs(y) < np.finfo(np.float32).tiny)
+    assert is_subnormal.mean() > 0.5
+    expected = hashlib.sha256(outputs).hexdigest()
     assert verify(conv) == {"": expected}
     assert digests.of_module(conv) == expected
 
@@ -75,9 +88,9 @@ def test_every_nan_counts_as_the_same():
     bits = np.array([0x3F800000, 0x7FC00000, 0x7F800001, 0xFFC12345], np.uint32)
     y = bits.view(np.float32)
     same = np.where(np.isnan(y), np.float32(np.nan), y)
-    assert digests.of_output(y) == digests.of_output(same) != digests.of_output(y[:3])
+    assert digests.of_outputs([y]) == digests.of_outputs([same]) != digests.of_outputs([y[:3]])
     infinite = np.array([np.inf, -np.inf, 0, -0.0], np.float32)
-    assert len({digests.of_output(value[None]) for value in infinite}) == 4
+    assert len({digests.of_outputs([value[None]]) for value in infinite}) == 4
 
 
 def test_the_input_passes_the_ring_before_and_after_the_special_frames():
@@ -184,7 +197,8 @@ def test_a_wrong_weight(wrong, path):
 
 
 def test_an_altered_digest(path):
-    altered = "0" + digests.of_module(CAUSAL)[1:]
+    first, rest = digests.of_module(CAUSAL)[0], digests.of_module(CAUSAL)[1:]
+    altered = f"{15 - int(first, 16):x}{rest}"
     converted.write(path, {"": CAUSAL}, {"": altered})
     fails(lambda: verify(path), CAUSAL, altered, "offline")
 
@@ -193,8 +207,8 @@ def one_bit_off(function, calls):
     """Return a function that flips one bit of what it returns in one of its calls."""
     count = iter(range(-calls, 1))
 
-    def wrong(*arguments):
-        result = function(*arguments)
+    def wrong(*arguments, **options):
+        result = function(*arguments, **options)
         y = result[0] if isinstance(result, tuple) else result
         if next(count, None) == 0:
             y.view(np.uint32).flat[-1] ^= 1
@@ -207,10 +221,12 @@ def one_bit_off(function, calls):
     ("owner", "name", "calls", "way"),
     [
         (DepthwiseConvolution, "__call__", 0, "offline"),
+        (DepthwiseConvolution, "__call__", 1, "offline"),
         (Stream, "step", 99, "frame by frame"),
         (Stream, "flush", 0, "frame by frame"),
         (Stream, "process", 3, r"in random chunks \(seed 3\)"),
-        (Stream, "flush", 1, r"in random chunks \(seed 3\)"),
+        (Stream, "flush", 2, r"in random chunks \(seed 3\)"),
+        (Stream, "flush", 5, "in a batch whose rows differ"),
     ],
 )
 def test_a_wrong_bit_of_one_way_to_run(owner, name, calls, way, path, monkeypatch):
@@ -236,3 +252,64 @@ def test_another_order_of_the_taps(monkeypatch):
     expected = digests.of_module(CAUSAL)
     monkeypatch.setattr(DepthwiseConvolution, "__call__", descending)
     fails(lambda: verify(CAUSAL), CAUSAL, expected, "offline")
+
+
+def test_a_processor_that_flushes_subnormals(path, monkeypatch):
+    CAUSAL.save(path)
+    expected = digests.of_module(CAUSAL)
+    call = DepthwiseConvolution.__call__
+
+    def flushed(conv, x):
+        y, cache = call(conv, x)
+        y[abs(y) < np.finfo(np.float32).tiny] = 0
+        return y, cache
+
+    monkeypatch.setattr(DepthwiseConvolution, "__call__", flushed)
+    fails(lambda: verify(path), CAUSAL, expected, "offline")
+
+
+def test_the_parallel_kernel_is_verified(path, monkeypatch):
+    CENTRED.save(path)
+    process = parallel.process_signal
+
+    def wrong(x, y, *arguments, work):
+        n_outputs = process(x, y, *arguments, work=work)
+        y.view(np.uint32).flat[-1] ^= work >= parallel.PARALLEL_WORK
+        return n_outputs
+
+    monkeypatch.setattr(parallel, "process_signal", wrong)
+    fails(lambda: verify(path), CENTRED, recorded(path), "on all threads")
+
+
+def recorded(path):
+    """Return the digest that a file of one module records."""
+    with np.load(path) as archive:
+        return json.loads(str(archive["edgeconv"]))["modules"][""]["digest"]
+
+
+def test_a_machine_that_disagrees_with_itself_converts_nothing(path, monkeypatch):
+    monkeypatch.setattr(Stream, "step", one_bit_off(Stream.step, 99))
+    with pytest.raises(RuntimeError, match=r"this machine computes .* differently"):
+        CENTRED.save(path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "x", None, True])
+def test_a_seed_is_a_number(seed):
+    with pytest.raises(ValueError, match="`seed` must be a non-negative integer, got "):
+        verify(CAUSAL, seed=seed)
+
+
+def test_seeds_cut_differently(monkeypatch):
+    lengths = []
+    process = Stream.process
+
+    def counted(stream, chunk, *arguments, **options):
+        lengths[-1].append(len(chunk))
+        return process(stream, chunk, *arguments, **options)
+
+    monkeypatch.setattr(Stream, "process", counted)
+    for seed in (1, 2):
+        lengths.append([])
+        verify(CAUSAL, seed=seed)
+    assert lengths[0] != lengths[1]

@@ -1,6 +1,6 @@
-"""Make golden.npz: signals, and the outputs that the definition gives with the C library's fmaf.
+"""Make golden.npz: signals, and the definition's outputs with the C library's fmaf; state.npz.
 
-Run it from the root of the repository: python tests/data/make_golden.py
+Run it where edgeconv is installed: python tests/data/make_golden.py
 """
 
 import pathlib
@@ -12,6 +12,8 @@ here = pathlib.Path(__file__).parent
 sys.path.insert(0, str(here.parent))
 
 from reference import convolve  # noqa: E402  # found through the line above
+
+import edgeconv  # noqa: E402
 
 MODULES = {  # name: channels, taps, causal, frames
     "causal_31": (36, 31, True, 64),
@@ -51,3 +53,10 @@ for seed, (name, (channels, kernel_size, causal, n_frames)) in enumerate(MODULES
         arrays[f"{name}/{kind}/y"] = convolve(x, weight, bias, causal)
     arrays |= {f"{name}/weight": weight, f"{name}/bias": bias, f"{name}/causal": np.bool_(causal)}
 np.savez_compressed(here / "golden.npz", **arrays)
+
+# The state of a stream after 17 frames: others take it up on other processors.
+name = "centred_15"
+weights = {f"conv.{key}": arrays[f"{name}/{key}"] for key in ("weight", "bias")}
+stream = edgeconv.DepthwiseConvolution.from_state_dict(weights, causal=False).stream()
+stream.process(arrays[f"{name}/special/x"][:17])
+edgeconv.save_state(here / "state.npz", stream.snapshot())
