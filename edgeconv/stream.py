@@ -333,7 +333,7 @@ class Stream:
             and x.flags.c_contiguous
             and y.flags.carray  # and writable, and aligned
         ):
-            return call(x, y, *self._state, *rest)  # type: ignore[no-any-return]
+            return call(x, y, *self._state, *rest)  # type: ignore[no-any-return]  # Numba's
         return _REFUSED
 
     def _run_whole(

@@ -86,7 +86,7 @@ def test_what_is_not_a_file(tmp_path):
 def test_a_pipe_that_takes_the_place_of_a_file_does_not_block(tmp_path, monkeypatch):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    file = os.stat(__file__)  # noqa: PTH116
+    file = os.stat(__file__)  # noqa: PTH116 - what is patched below
     with monkeypatch.context() as patched:
         patched.setattr(os, "stat", lambda _: file)
         with pytest.raises(CheckpointError, match="found a pipe"):

@@ -23,7 +23,7 @@ def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path):
         assert not path.exists()
     assert path.read_bytes() == b"abc"
     assert mode(path) == mode(other)
-    assert sorted(os.listdir(tmp_path)) == ["new", "other"]  # noqa: PTH208
+    assert sorted(os.listdir(tmp_path)) == ["new", "other"]  # noqa: PTH208 - names are what is compared
 
 
 def test_a_replaced_file_keeps_its_permissions(tmp_path):

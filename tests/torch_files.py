@@ -118,7 +118,7 @@ class Pickler(pickle._Pickler):
     def save_call(self, value):
         self.save_reduce(value.function, value.arguments, value.state, obj=value)
 
-    dispatch = {**pickle._Pickler.dispatch, Named: save_named, Call: save_call}  # noqa: RUF012
+    dispatch = {**pickle._Pickler.dispatch, Named: save_named, Call: save_call}  # noqa: RUF012 - pickle's own name and kind
 
 
 def pickled(value, protocol=2):

@@ -13,7 +13,7 @@ sys.path.insert(0, str(here.parent))
 
 from reference import convolve  # noqa: E402  # found through the line above
 
-import edgeconv  # noqa: E402
+import edgeconv  # noqa: E402  # sorted after the line above
 
 MODULES = {  # name: channels, taps, causal, frames
     "causal_31": (36, 31, True, 64),
