@@ -175,7 +175,7 @@ class Stream:
         n_frames = chunk.shape[-2] if is_array(chunk) and chunk.ndim > 1 else 0
         expected = (*self._frame_shape[:-1], "T", self._frame_shape[-1])
         if lengths is not None:
-            self._check_shape("chunk", float_array("chunk", chunk), expected)
+            check_shape("chunk", float_array("chunk", chunk), expected, self._opened)
             lengths = check_lengths(lengths, self._batch_size, n_frames)
             counts = self._n_outputs(lengths)
             shape = self._chunk_shape(int(counts.max()))
@@ -355,9 +355,8 @@ class Stream:
         y_shape: tuple[int, ...], *rest: Any,
     ) -> int:  # fmt: skip
         """Say what is wrong with refused arguments, or convert them and call the kernel."""
-        self._check_shape(name, float_array(name, x), shape)
-        opened = f"{self._conv}, stream opened with batch_size={self._batch_size}"
-        check_out(y, y_shape, name, x, opened)
+        check_shape(name, float_array(name, x), shape, self._opened)
+        check_out(y, y_shape, name, x, self._opened)
         out = y.view(FLOAT32, np.ndarray)
         return self._taken(self._run(kernel, as_float32(x), out, *rest))
 
@@ -367,9 +366,10 @@ class Stream:
             raise RuntimeError(f"edgeconv is inconsistent: {self} refuses what it checked")
         return n_outputs
 
-    def _check_shape(self, name: str, x: NDArray[Any], shape: tuple[int | str, ...]) -> None:
-        opened = f"{self._conv}, stream opened with batch_size={self._batch_size}"
-        check_shape(name, x, shape, opened)
+    @property
+    def _opened(self) -> str:
+        """What shapes are expected by, for messages."""
+        return f"{self._conv}, stream opened with batch_size={self._batch_size}"
 
 
 def _restored(

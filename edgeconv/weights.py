@@ -243,7 +243,7 @@ def _load(
     checkpoint: Checkpoint, prefix: str, stated: Mapping[str, bool], causal: bool | None
 ) -> DepthwiseConvolution:
     """Load one module, causal as the file or the caller states."""
-    answer = stated.get(prefix, causal)
+    answer = stated.get(prefix) if causal is None else causal
     if answer is None:
         weight_and_bias(checkpoint, prefix)  # that there is none is the better thing to say
         raise CheckpointError(
@@ -251,10 +251,7 @@ def _load(
             "nothing about it in the file",
             "pass `causal=True` if it was trained with dynamic_chunk_training, else `causal=False`",
         )
-    conv = DepthwiseConvolution.from_state_dict(checkpoint, prefix, causal=answer)
-    if causal is not None and conv.causal != causal:
-        raise converted.contradiction(prefix, conv.causal)
-    return conv
+    return DepthwiseConvolution.from_state_dict(checkpoint, prefix, causal=answer)
 
 
 def _found(checkpoint: Checkpoint) -> list[str]:
