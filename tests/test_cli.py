@@ -24,7 +24,8 @@ from edgeconv.stream import Stream
 from edgeconv.weights import load, load_all, save
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+PATHS = filter(None, [os.environ.get("PYTHONPATH")])  # where the caller has NumPy, it may be
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *PATHS])}
 SHIPPED = ROOT / "weights" / "espnet-streaming-encoder.pth"
 FIRST = "encoders.blocks.0.depthwise_conv_mod"
 CAUSAL = DepthwiseConvolution(4, 5, causal=True, rng=0)
