@@ -326,7 +326,10 @@ def _plan(x, out, state, channels, latency, padding, lengths):
     for row in range(batch_size):
         frames_in = state.view(np.int64)[row, 0]
         if lengths.size == 0:
-            if _n_outputs(frames_in, n_frames + padding, latency) != n_outputs:
+            if (
+                frames_in != state.view(np.int64)[0, 0]
+                or _n_outputs(frames_in, n_frames + padding, latency) != n_outputs
+            ):
                 return n_frames, REFUSED
         elif (
             not 0 <= lengths[row] <= n_frames
@@ -395,8 +398,8 @@ def process(x, out, taps, state, channels, latency, padding, lengths):
     """Push a chunk, then `padding` frames of zeros, into every row.
 
     `lengths` says how many frames of the chunk each row gets, or is empty: then all of them, and
-    every row must have the same number of outputs. Padding ends a signal: it is not counted, and
-    the state is of no use afterwards.
+    every row must be at the same frame. Padding ends a signal: it is not counted, and the state is
+    of no use afterwards.
     """
     n_frames, n_outputs = _plan(x, out, state, channels, latency, padding, lengths)
     if n_outputs != REFUSED:

@@ -113,7 +113,7 @@ class Stream:
         y = np.empty(self._frame_shape, np.float32) if out is None else out
         n_outputs = self._run(self._step, frame, y)
         if n_outputs == _REFUSED:
-            self._check_in_step(1)
+            self._check_even(self._n_outputs(1), "must have the same number of outputs")
             n_outputs = self._run_checked(
                 self._step, "frame", frame, self._frame_shape, y, self._frame_shape
             )
@@ -163,8 +163,8 @@ class Stream:
         Raises
         ------
         TypeError, ValueError
-            If an argument is not as described, or if the rows have different numbers of outputs
-            and there are no `lengths`. The stream is then as before the call.
+            If an argument is not as described, or if the rows are at different frames and there
+            are no `lengths`. The stream is then as before the call.
         """
         if (
             lengths is None
@@ -182,11 +182,10 @@ class Stream:
             y = np.empty(shape, np.float32) if out is None else out
             self._run_checked(self._process, "chunk", chunk, expected, y, shape, 0, lengths)
             return y, counts
-        ready = int(self._ring.frames_in[0]) - self._latency  # the other rows': as many, or refused
-        shape = self._chunk_shape(max(0, ready + n_frames) - max(0, ready))
+        shape = self._chunk_shape(int(self._n_outputs(n_frames)[0]))
         y = np.empty(shape, np.float32) if out is None else out
         if self._run(self._process, chunk, y, 0, _ALL_FRAMES) == _REFUSED:
-            self._check_in_step(n_frames)
+            self._check_even(self._ring.frames_in, "must be at the same frame")
             self._run_checked(self._process, "chunk", chunk, expected, y, shape, 0, _ALL_FRAMES)
         return y
 
@@ -308,14 +307,13 @@ class Stream:
         counts: NDArray[np.int64] = np.maximum(0, ready + n_frames) - np.maximum(0, ready)
         return counts
 
-    def _check_in_step(self, n_frames: int) -> None:
-        """Refuse frames for all rows if some rows still wait for their latency."""
-        counts = self._n_outputs(n_frames)
-        if (counts != counts[0]).any():
+    def _check_even(self, values: NDArray[np.int64], rule: str) -> None:
+        """Refuse frames for all rows if a value that they must share differs."""
+        if (values != values[0]).any():
             raise ValueError(
-                "rows must have the same number of outputs, got rows after "
-                f"{self._ring.frames_in.tolist()} frames with a latency of {self.latency}; call "
-                "`process(chunk, lengths=...)`, which tells how many each row has"
+                f"rows {rule}, got rows after {self._ring.frames_in.tolist()} frames with a "
+                f"latency of {self.latency}; call `process(chunk, lengths=...)`, which takes each "
+                "row where it is and tells how many outputs it has"
             )
 
     def _chunk_shape(self, n_frames: int) -> tuple[int, ...]:

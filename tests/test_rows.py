@@ -141,24 +141,41 @@ def test_causal_rows_at_different_frames_step_together():
     assert same_bits(later[1], conv(x[1:, 4:])[0][0])
 
 
+def test_rows_at_different_frames_take_no_chunk_without_lengths():
+    conv = DepthwiseConvolution(4, 5, causal=True, rng=0)
+    x = np.random.default_rng(0).standard_normal((2, 9, 8), np.float32)
+    stream = conv.stream(batch_size=2)
+    stream.process(x)
+    stream.reset(rows=1)
+    for out in (None, np.empty_like(x)):
+        with pytest.raises(
+            ValueError,
+            match=r"rows must be at the same frame, got rows after \[9, 0\] frames with a latency "
+            r"of 0; call `process\(chunk, lengths=...\)`",
+        ):
+            stream.process(x, out)
+    assert stream.frames_in.tolist() == [9, 0]
+    y, _ = stream.process(x, lengths=[9, 9])
+    assert same_bits(y[0], conv(np.concatenate([x, x], axis=1))[0][0, 9:])
+    assert same_bits(y[1], conv(x)[0][1])
+
+
 def test_centred_rows_that_still_wait_refuse_to_step_together():
     conv = DepthwiseConvolution(4, 5, rng=0)
     x = np.zeros((2, 9, 8), np.float32)
     stream = conv.stream(batch_size=2)
     stream.process(x)
     stream.reset(rows=[0])
-    for call in (lambda: stream.step(x[:, 0]), lambda: stream.process(x)):
-        with pytest.raises(
-            ValueError,
-            match=r"rows must have the same number of outputs, got rows after \[0, 9\] frames with "
-            r"a latency of 2; call `process\(chunk, lengths=...\)`",
-        ):
-            call()
+    with pytest.raises(
+        ValueError,
+        match=r"rows must have the same number of outputs, got rows after \[0, 9\] frames with a "
+        r"latency of 2; call `process\(chunk, lengths=...\)`",
+    ):
+        stream.step(x[:, 0])
     assert stream.frames_in.tolist() == [0, 9]
     y, counts = stream.process(x, lengths=[9, 9])
     assert counts.tolist() == [7, 9]
     assert y.shape == (2, 9, 8)
-    assert stream.process(x).shape == (2, 9, 8)
 
 
 @pytest.mark.parametrize(
