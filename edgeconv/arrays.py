@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 FLOAT32 = np.dtype(np.float32)  # the one object that NumPy's own arrays have
+_OTHER_ARRAYS = (np.ma.MaskedArray, np.matrix)
 
 
 def is_array(value: object) -> TypeGuard[NDArray[Any]]:
     """Tell whether `value` is an ordinary array: masked arrays and matrices mean other things."""
-    return isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray | np.matrix)
+    return isinstance(value, np.ndarray) and not isinstance(value, _OTHER_ARRAYS)
 
 
 def described(value: object) -> str:
@@ -117,10 +118,10 @@ def check_lengths(lengths: object, batch_size: int | None, n_frames: int) -> NDA
     return array.astype(np.int64)
 
 
-def check_rows(rows: object, batch_size: int | None) -> NDArray[np.intp] | slice:
-    """Return an index of different rows of the batch; all of them for None."""
+def check_rows(rows: object, batch_size: int | None) -> NDArray[np.int64]:
+    """Return different rows of the batch; all of them for None."""
     if rows is None:
-        return slice(None)
+        return np.arange(1 if batch_size is None else batch_size)
     if batch_size is None:
         raise ValueError(f"`rows` must be None for a stream without a batch, got {described(rows)}")
     array = np.atleast_1d(_integers("rows", rows))
@@ -129,7 +130,7 @@ def check_rows(rows: object, batch_size: int | None) -> NDArray[np.intp] | slice
     for row in array.tolist():
         if not 0 <= row < batch_size:
             raise ValueError(f"`rows` must be from 0 to {batch_size - 1}, got {row}")
-    return array.astype(np.intp)
+    return array.astype(np.int64)
 
 
 def _integers(name: str, value: object) -> NDArray[np.integer[Any]]:

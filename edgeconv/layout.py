@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeconv import kernels
+from edgeconv.compiling import entry_point
 
 
 def _zeros(*shape: int) -> NDArray[np.float32]:
@@ -38,43 +39,89 @@ class Ring:
     """
     The state of a stream: the latest frames of every row of the batch, and how many came.
 
+    Compiled code alone changes it: one thread at a time, and no signal handler in between.
+
     Attributes
     ----------
     memory : ndarray, float32, (B, n)
-        What the kernels call `state`: one run of memory for each row of the batch, so that a row
-        starts anew, or all of them, by one assignment that no signal can cut in two.
-    frames : ndarray, float32, (B, blocks, 2 * N + SPARE_ROWS, LANES)
-        The part of it that holds frames, as `kernels` describes it.
+        What the kernels call `state`: a run of memory for each row of the batch.
     frames_in : ndarray, int64, (B,)
         The part of it that counts the frames of each row.
     """
 
     def __init__(self, batch_size: int, channels: int, kernel_size: int) -> None:
-        self._lanes = channels_of_lanes(channels)
-        self._shape = (batch_size, channels, kernel_size - 1)
-        self._period = kernel_size - 1 + kernels.PASS
-        n_rows = 2 * self._period + kernels.SPARE_ROWS
-        blocks = (batch_size, len(self._lanes), n_rows, kernels.LANES)
-        self.memory = _zeros(batch_size, kernels.HEADER + math.prod(blocks[1:]))
-        self.frames = self.memory[:, kernels.HEADER :].reshape(blocks)
-        self.frames_in = self.memory[:, :2].view(np.int64)[:, 0]
+        self._channels = channels
+        self._context = kernel_size - 1
+        self._period = self._context + kernels.PASS
+        n_blocks = -(-channels // kernels.LANES)
+        self._shape = (n_blocks, 2 * self._period + kernels.SPARE_ROWS, kernels.LANES)
+        self.memory = _zeros(batch_size, kernels.HEADER + math.prod(self._shape))
+        self.frames_in = _header(self.memory, kernels.FRAMES_IN)
+        self._copy_rows = entry_point(kernels.copy_rows(1))
 
-    def read(self, rows: NDArray[np.intp] | slice = slice(None)) -> NDArray[np.float32]:
-        """Return the latest K - 1 frames of some rows, (B, C, K - 1), oldest first."""
-        batch, blocks, frames = self._rows_of_latest(copies=1)
-        packed = self.frames[batch[rows], blocks, frames[rows]]
-        latest = np.empty((len(packed), *self._shape[1:]), np.float32)
-        latest[:, self._lanes] = packed.swapaxes(2, 3)
-        return latest
+    def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the latest K - 1 frames of some rows, (n, C, K - 1), and their `frames_in`."""
+        memory = _zeros(len(rows), self.memory.shape[1])
+        self._copy(rows, memory, np.full(len(rows), -1), inward=False)
+        frames_in = _header(memory, kernels.FRAMES_IN).copy()
+        latest = np.empty((len(rows), self._channels, self._context), np.float32)
+        lanes = min(kernels.LANES, self._channels)
+        whole = self._channels // lanes
+        for target, row, count in zip(latest, memory, frames_in.tolist(), strict=True):
+            first = (count - self._context) % self._period
+            window = self._frames(row)[:, first : first + self._context, :lanes].swapaxes(1, 2)
+            target[: whole * lanes].reshape(whole, lanes, -1)[...] = window[:whole]
+            target[-lanes:] = window[-1]
+        return latest, frames_in
 
-    def write(self, latest: NDArray[np.float32]) -> None:
-        """Replace the latest K - 1 frames, both copies in one assignment."""
-        frames = latest[:, self._lanes].swapaxes(2, 3)
-        self.frames[self._rows_of_latest(copies=2)] = np.concatenate([frames, frames], axis=2)
+    def write(
+        self,
+        rows: NDArray[np.int64],
+        latest: NDArray[np.float32] | None,
+        frames_in: NDArray[np.int64],
+        expected: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Replace the latest frames, zeros for None, and `frames_in` of some rows.
 
-    def _rows_of_latest(self, copies: int) -> tuple[NDArray[np.intp], ...]:
-        """Return the index of the latest K - 1 frames, or of both their copies."""
-        numbers = self.frames_in[:, None] - np.arange(self._shape[2], 0, -1)
-        rows = [numbers % self._period + copy * self._period for copy in range(copies)]
-        batch = np.arange(self._shape[0])[:, None, None]
-        return batch, np.arange(len(self._lanes))[:, None], np.concatenate(rows, axis=1)[:, None]
+        Raises a RuntimeError if another thread uses the stream, or has used it since the rows were
+        at the `expected` frames.
+        """
+        memory = _zeros(len(rows), self.memory.shape[1])
+        _header(memory, kernels.FRAMES_IN)[:] = frames_in
+        _header(memory, kernels.AHEAD_SINCE)[:] = frames_in
+        if latest is not None:
+            frames = latest[:, channels_of_lanes(self._channels)].swapaxes(2, 3)
+            for row, window, count in zip(memory, frames, frames_in.tolist(), strict=True):
+                slots = np.arange(count - self._context, count) % self._period
+                for copy in (0, self._period):
+                    self._frames(row)[:, slots + copy] = window
+        if expected is None:
+            expected = np.full(len(rows), -1)
+        self._copy(rows, memory, expected, inward=True)
+
+    def _frames(self, row: NDArray[np.float32]) -> NDArray[np.float32]:
+        """View the part of a row's memory that holds frames, (blocks, rows, LANES)."""
+        return row[kernels.HEADER :].reshape(self._shape)
+
+    def _copy(
+        self,
+        rows: NDArray[np.int64],
+        memory: NDArray[np.float32],
+        expected: NDArray[np.int64],
+        inward: bool,
+    ) -> None:
+        if self._copy_rows(self.memory, rows, memory, expected, inward):
+            raise self.in_use()
+
+    @staticmethod
+    def in_use() -> RuntimeError:
+        """Return the error for two threads in one stream."""
+        return RuntimeError(
+            "a stream must be used by one thread at a time, got a call during another; open a "
+            "stream for each thread: they may share the module"
+        )
+
+
+def _header(memory: NDArray[np.float32], number: int) -> NDArray[np.int64]:
+    """View a number of every row's header."""
+    return memory[:, : kernels.HEADER].view(np.int64)[:, number]

@@ -7,10 +7,12 @@ import threading
 from typing import Any
 
 from edgeconv import kernels
-from edgeconv.compiling import n_threads
+from edgeconv.compiling import entry_point, n_threads
 
 # A parallel loop over this many multiply-adds or more pays: about a millisecond of serial work.
-PARALLEL_WORK = 1 << 24
+PARALLEL_WORK = 1 << 23
+# A call into compiled code does not answer to Ctrl-C: no more than some hundredths of a second.
+PIECE_WORK = 1 << 26
 
 _parallel_loop = threading.Lock()
 _is_forked_child = False
@@ -24,20 +26,17 @@ def _mark_forked_child() -> None:
 os.register_at_fork(after_in_child=_mark_forked_child)
 
 
-def process_signal(x: Any, *arguments: Any, work: int) -> int:
-    """Run `process` on an array (B, T, C), in parallel where `work` multiply-adds make it pay.
+def process(arguments: tuple[Any, ...], work: int) -> int:
+    """Call the kernel `process`, in parallel where `work` multiply-adds make it pay.
 
     One parallel loop at a time in a process: a second one aborts it where Numba's threading layer
     is `workqueue`. Whoever does not get the lock at once runs the serial kernel.
     """
-    if (
-        work >= PARALLEL_WORK
-        and not _is_forked_child
-        and n_threads() > 1
-        and _parallel_loop.acquire(blocking=False)
-    ):
-        try:
-            return int(kernels.process_in_parallel(3)(x, *arguments))
-        finally:
-            _parallel_loop.release()
-    return int(kernels.process(3)(x, *arguments))
+    if work >= PARALLEL_WORK and not _is_forked_child:
+        threads = n_threads()
+        if threads > 1 and _parallel_loop.acquire(blocking=False):
+            try:
+                return entry_point(kernels.process_in_parallel(3))(*arguments, threads)
+            finally:
+                _parallel_loop.release()
+    return entry_point(kernels.process(3))(*arguments)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+from numpy import ndarray
 from numpy.typing import NDArray
 
 from edgeconv.arrays import (
@@ -26,7 +27,7 @@ from edgeconv.state import StreamState
 if TYPE_CHECKING:
     from edgeconv.convolution import DepthwiseConvolution
 
-_REFUSED = -1  # kernels.REFUSED, without importing Numba
+_REFUSED, _IN_USE = -1, -2  # those of `kernels`, without importing Numba
 _ALL_FRAMES = np.empty(0, np.int64)  # for the kernels: no row gets less than the chunk
 
 
@@ -41,13 +42,14 @@ class Stream:
     stream belongs to one thread at a time; its module may be shared.
 
     The latest frames lie in a ring whose every row is written twice, so that each window of K
-    frames is one run of memory, and no frame costs more because the ring wraps. A row's ring and
-    its counter lie side by side, and change in one call into compiled code or not at all.
+    frames is one run of memory, and no frame costs more because the ring wraps. Ring and counters
+    change in one call into compiled code or not at all, whatever signal handlers raise.
     """
 
     def __init__(self, conv: DepthwiseConvolution, batch_size: int | None) -> None:
         # These import Numba, which only those who convolve wait for.
         from edgeconv import kernels, layout
+        from edgeconv.compiling import entry_point
         from edgeconv.convolution import DepthwiseConvolution
 
         if not isinstance(conv, DepthwiseConvolution):
@@ -66,8 +68,9 @@ class Stream:
         self._cache_shape = (rows, conv.channels, conv.kernel_size - 1)
         self._ring = ring = layout.Ring(rows, conv.channels, conv.kernel_size)
         self._state = (conv._taps, ring.memory, conv.channels, self._latency)
-        self._step = kernels.step(len(self._frame_shape)), len(self._frame_shape)
-        self._process = kernels.process(self._step[1] + 1), self._step[1] + 1
+        self._dimensions = len(self._frame_shape)  # of a frame
+        self._step = entry_point(kernels.step(self._dimensions))
+        self._process = entry_point(kernels.process(self._dimensions + 1))
 
     @property
     def latency(self) -> int:
@@ -111,12 +114,23 @@ class Stream:
             If an argument is not as described. The stream is then as before the call.
         """
         y = np.empty(self._frame_shape, np.float32) if out is None else out
-        n_outputs = self._run(self._step, frame, y)
-        if n_outputs == _REFUSED:
-            self._check_even(self._n_outputs(1), "must have the same number of outputs")
-            n_outputs = self._run_checked(
-                self._step, "frame", frame, self._frame_shape, y, self._frame_shape
-            )
+        # Spelled out, because each call from here would add a tenth to the time of a short step.
+        if (
+            type(frame) is ndarray
+            and type(y) is ndarray
+            and frame.dtype is FLOAT32
+            and y.dtype is FLOAT32
+            and frame.ndim == y.ndim == self._dimensions
+            and y.flags.writeable
+        ):
+            taps, memory, channels, latency = self._state
+            n_outputs = self._step(frame, y, taps, memory, channels, latency)
+        else:
+            n_outputs = _REFUSED
+        if n_outputs < 0:
+            self._explain(n_outputs, self._n_outputs(1), "must have the same number of outputs")
+            shape = self._frame_shape
+            n_outputs = self._run_checked(self._step, "frame", frame, shape, y, shape)
         return y if n_outputs else None
 
     @overload
@@ -168,26 +182,38 @@ class Stream:
         """
         if (
             lengths is None
-            and out is not None
-            and self._run(self._process, chunk, out, 0, _ALL_FRAMES) != _REFUSED
+            and self._are_plain(chunk, out)
+            and self._process(chunk, out, *self._state, 0, _ALL_FRAMES) >= 0
         ):
-            return out
-        n_frames = chunk.shape[-2] if is_array(chunk) and chunk.ndim > 1 else 0
+            return cast("NDArray[np.float32]", out)  # what follows would add a third to a short call
         expected = (*self._frame_shape[:-1], "T", self._frame_shape[-1])
+        n_frames = chunk.shape[-2] if is_array(chunk) and chunk.ndim > 1 else 0
+        valid, counts = _ALL_FRAMES, self._n_outputs(n_frames)
         if lengths is not None:
             check_shape("chunk", float_array("chunk", chunk), expected, self._opened)
-            lengths = check_lengths(lengths, self._batch_size, n_frames)
-            counts = self._n_outputs(lengths)
-            shape = self._chunk_shape(int(counts.max()))
-            y = np.empty(shape, np.float32) if out is None else out
-            self._run_checked(self._process, "chunk", chunk, expected, y, shape, 0, lengths)
-            return y, counts
-        shape = self._chunk_shape(int(self._n_outputs(n_frames)[0]))
+            valid = check_lengths(lengths, self._batch_size, n_frames)
+            counts = self._n_outputs(valid)
+        shape = (*self._frame_shape[:-1], int(counts.max()), self._frame_shape[-1])
         y = np.empty(shape, np.float32) if out is None else out
-        if self._run(self._process, chunk, y, 0, _ALL_FRAMES) == _REFUSED:
-            self._check_even(self._ring.frames_in, "must be at the same frame")
-            self._run_checked(self._process, "chunk", chunk, expected, y, shape, 0, _ALL_FRAMES)
-        return y
+        answer = _REFUSED
+        if self._are_plain(chunk, y):
+            answer = self._process(chunk, y, *self._state, 0, valid)
+        if answer < 0:
+            even = self._ring.frames_in if lengths is None else np.zeros(1)
+            self._explain(answer, even, "must be at the same frame")
+            self._run_checked(self._process, "chunk", chunk, expected, y, shape, 0, valid)
+        return y if lengths is None else (y, counts)
+
+    def _are_plain(self, chunk: Any, y: Any) -> bool:
+        """Tell whether the kernels can take these arrays if their sizes are right."""
+        return (
+            type(chunk) is ndarray
+            and type(y) is ndarray
+            and chunk.dtype is FLOAT32
+            and y.dtype is FLOAT32
+            and chunk.ndim == y.ndim == self._dimensions + 1
+            and y.flags.writeable
+        )
 
     def flush(self, rows: int | Sequence[int] | None = None) -> NDArray[np.float32]:
         """
@@ -206,17 +232,17 @@ class Stream:
             after `reset`.
         """
         chosen = check_rows(rows, self._batch_size)
-        frames_in = self._ring.frames_in[chosen]
+        latest, frames_in = self._ring.read(chosen)
         n = min(self.latency, int(frames_in.max(initial=0)))
         batch_size = None if self._batch_size is None else len(frames_in)
         leading = () if batch_size is None else (batch_size,)
         y = np.empty((*leading, n, self._conv.channels), np.float32)
         if n:  # the end happens to a copy: an interrupt leaves the signal either whole or over
-            ending = _restored(self._conv, batch_size, self._ring.read(chosen), frames_in)
+            ending = _restored(self._conv, batch_size, latest, frames_in)
             nothing = np.empty((*leading, 0, self._conv.channels), np.float32)
             lengths = np.zeros(len(frames_in), np.int64)
-            self._taken(ending._run(ending._process, nothing, y, self.latency, lengths))
-        self.reset(rows)
+            self._taken(ending._process(nothing, y, *ending._state, self.latency, lengths))
+        self._ring.write(chosen, None, np.zeros_like(frames_in), expected=frames_in)
         return y
 
     def reset(self, rows: int | Sequence[int] | None = None) -> None:
@@ -228,11 +254,16 @@ class Stream:
         rows : int or integers, optional
             Only these rows of the batch; the others go on.
         """
-        self._ring.memory[check_rows(rows, self._batch_size)] = 0
+        chosen = check_rows(rows, self._batch_size)
+        self._ring.write(chosen, None, np.zeros_like(chosen))
 
     def snapshot(self) -> StreamState:
         """Return the stream's state, a value that no later call changes."""
-        return StreamState(self.cache, self._ring.frames_in, **self._geometry())
+        return StreamState(*self._read(), **self._geometry())
+
+    def _read(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the latest frames and the counters of all rows."""
+        return self._ring.read(check_rows(None, self._batch_size))
 
     def _geometry(self) -> dict[str, Any]:
         conv = self._conv
@@ -259,8 +290,7 @@ class Stream:
             If it is anything else. The stream is then as before the call.
         """
         self._check_state(state)
-        restored = _restored(self._conv, self._batch_size, state.frames, state.frames_in)
-        self._ring.memory[...] = restored._ring.memory
+        self._ring.write(check_rows(None, self._batch_size), state.frames, state.frames_in)
 
     def _check_state(self, state: StreamState, argument: str = "state") -> None:
         """Raise the TypeError or ValueError of `restore`."""
@@ -281,7 +311,7 @@ class Stream:
         Reading gives a copy, which fits ``conv(x, cache=...)``. Assigning replaces these frames,
         if the module is causal, and leaves the counters; any float dtype will do.
         """
-        return self._ring.read()
+        return self._read()[0]
 
     @cache.setter
     def cache(self, cache: NDArray[np.floating[Any]]) -> None:
@@ -290,11 +320,13 @@ class Stream:
                 f"`cache` cannot be assigned: {self._conv} is not causal, and the state of its "
                 "stream is more than the last K - 1 frames"
             )
-        self._ring.write(check_cache(cache, self._cache_shape, self._conv))
+        latest = check_cache(cache, self._cache_shape, self._conv)
+        frames_in = self._ring.frames_in.copy()
+        self._ring.write(check_rows(None, self._batch_size), latest, frames_in, frames_in)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Neither vector width nor ring position belongs to the signal: copies go to any CPU.
-        return _restored, (self._conv, self._batch_size, self.cache, self._ring.frames_in.copy())
+        return _restored, (self._conv, self._batch_size, *self._read())
 
     def __repr__(self) -> str:
         return (
@@ -307,32 +339,19 @@ class Stream:
         counts: NDArray[np.int64] = np.maximum(0, ready + n_frames) - np.maximum(0, ready)
         return counts
 
-    def _check_even(self, values: NDArray[np.int64], rule: str) -> None:
-        """Refuse frames for all rows if a value that they must share differs."""
-        if (values != values[0]).any():
+    def _explain(self, answer: int, even: NDArray[np.int64], rule: str) -> None:
+        """Raise what a kernel's answer means, unless its arguments may have been the reason.
+
+        Frames for all rows are refused if a value that these must share is not `even`.
+        """
+        if answer == _IN_USE:
+            raise self._ring.in_use()
+        if (even != even[0]).any():
             raise ValueError(
                 f"rows {rule}, got rows after {self._ring.frames_in.tolist()} frames with a "
                 f"latency of {self.latency}; call `process(chunk, lengths=...)`, which takes each "
                 "row where it is and tells how many outputs it has"
             )
-
-    def _chunk_shape(self, n_frames: int) -> tuple[int, ...]:
-        return (*self._frame_shape[:-1], n_frames, self._frame_shape[-1])
-
-    def _run(self, kernel: tuple[Any, int], x: Any, y: Any, *rest: Any) -> int:
-        """Call a kernel if its arguments are of the types that it takes."""
-        call, dimensions = kernel
-        if (
-            type(x) is np.ndarray
-            and type(y) is np.ndarray
-            and x.ndim == y.ndim == dimensions
-            and x.dtype is FLOAT32
-            and y.dtype is FLOAT32
-            and x.flags.c_contiguous
-            and y.flags.carray  # and writable, and aligned
-        ):
-            return call(x, y, *self._state, *rest)  # type: ignore[no-any-return]  # Numba's
-        return _REFUSED
 
     def _run_whole(
         self,
@@ -341,25 +360,46 @@ class Stream:
         lengths: NDArray[np.int64] | None,
         work: int | None = None,
     ) -> None:
-        """Push whole signals (B, T, C), and at their end what `flush` pushes."""
+        """Push whole signals (B, T, C), and at their end what `flush` pushes, piece by piece.
+
+        A piece is some rows, or some frames of one row. Handlers of signals run in between.
+        """
         from edgeconv import parallel
 
-        work = x.size * self._conv.kernel_size if work is None else work
-        rest = (self.latency, _ALL_FRAMES if lengths is None else lengths)
-        self._taken(parallel.process_signal(x, y, *self._state, *rest, work=work))
+        batch_size, n_frames, channels = x.shape
+        taps = channels * self._conv.kernel_size
+        most = max(1, parallel.PIECE_WORK // taps)
+        at_once = max(1, most // max(1, n_frames))
+        if lengths is None:
+            lengths = np.full(batch_size, n_frames)
+        for row in range(0, batch_size, at_once):
+            rows = slice(row, row + at_once)
+            end = n_frames if at_once > 1 else int(lengths[row])
+            for start in range(0, max(1, end), most):
+                stop = min(start + most, end)
+                padding = self.latency if stop == end else 0
+                out = y[rows, max(0, start - self.latency) : max(0, stop + padding - self.latency)]
+                valid = np.minimum(lengths[rows] - start, stop - start)
+                state = (self._state[0], self._ring.memory[rows], *self._state[2:])
+                arguments = (x[rows, start:stop], out, *state, padding, valid)
+                piece = len(valid) * (stop - start) * taps
+                self._taken(parallel.process(arguments, piece if work is None else work))
+            y[rows, end:] = 0
 
     def _run_checked(
-        self, kernel: tuple[Any, int], name: str, x: Any, shape: tuple[int | str, ...], y: Any,
+        self, kernel: Callable[..., int], name: str, x: Any, shape: tuple[int | str, ...], y: Any,
         y_shape: tuple[int, ...], *rest: Any,
     ) -> int:  # fmt: skip
-        """Say what is wrong with refused arguments, or convert them and call the kernel."""
+        """Say what is wrong with the arguments, or convert them and call the kernel."""
         check_shape(name, float_array(name, x), shape, self._opened)
         check_out(y, y_shape, name, x, self._opened)
         out = y.view(FLOAT32, np.ndarray)
-        return self._taken(self._run(kernel, as_float32(x), out, *rest))
+        return self._taken(kernel(as_float32(x), out, *self._state, *rest))
 
     def _taken(self, n_outputs: int) -> int:
         """Return what a kernel answered to arguments that have been checked."""
+        if n_outputs == _IN_USE:
+            raise self._ring.in_use()
         if n_outputs == _REFUSED:
             raise RuntimeError(f"edgeconv is inconsistent: {self} refuses what it checked")
         return n_outputs
@@ -377,6 +417,5 @@ def _restored(
     frames_in: NDArray[np.int64],
 ) -> Stream:
     stream = Stream(conv, batch_size)
-    stream._ring.frames_in[:] = frames_in
-    stream._ring.write(cache)
+    stream._ring.write(check_rows(None, batch_size), cache, frames_in)
     return stream
