@@ -5,7 +5,6 @@ import pathlib
 import subprocess
 import sys
 import threading
-import warnings
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from reference import same_bits
 from strategies import modules, signals
 
-from edgeconv import DepthwiseConvolution, compiling, kernels, layout, parallel
+from edgeconv import DepthwiseConvolution, kernels, layout, parallel
 
 
 @pytest.fixture
@@ -104,30 +103,6 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
 
 
-def test_without_a_writable_cache_everything_works_with_one_warning(monkeypatch):
-    compile_with_options = compiling._jit
-
-    def no_locator(function, **options):
-        if options.pop("cache", False):
-            raise RuntimeError("cannot cache function: no locator available")
-        return compile_with_options(function, **options)
-
-    def kernel(x, out, taps, state):
-        return 3
-
-    monkeypatch.setattr(compiling, "_jit", no_locator)
-    monkeypatch.setattr(compiling, "_warnings", [])
-    state = layout.Ring(1, 2, 3)
-    arrays = np.zeros(2, np.float32), np.zeros(2, np.float32), np.zeros((1, 1, 1), np.float32)
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        for _ in range(2):
-            compiled = compiling.compiled_for()(kernel)(1)
-            assert compiled(*arrays, state.memory) == 3
-    (warning,) = seen
-    assert "set NUMBA_CACHE_DIR to a directory that can" in str(warning.message)
-
-
 def test_another_type_never_compiles():
     conv = DepthwiseConvolution(4, 3, causal=True, rng=0)
     stream = conv.stream()
@@ -175,12 +150,6 @@ def test_a_processor_without_fused_multiply_adds_gives_the_same_bits():
     environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(golden)]
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-
-
-def test_without_its_compiler_numba_is_no_use(monkeypatch):
-    monkeypatch.setattr(compiling.numba.config, "DISABLE_JIT", 1)
-    with pytest.raises(RuntimeError, match="unset NUMBA_DISABLE_JIT"):
-        compiling.compiled_for()(lambda x, out, taps, state: 3)(1)
 
 
 def test_kernels_release_the_interpreters_lock():
