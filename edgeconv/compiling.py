@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import linecache
+import os
+import pickle
+import sysconfig
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 from numba import float32, int64, types
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+from edgeconv.files import replacing
 
 
 def _jit(function: Any, **options: Any) -> Any:
@@ -26,16 +36,94 @@ def compiled(function: Any) -> Any:
     return _jit(function)
 
 
+class _Cache:
+    """
+    Files of machine code; a Numba dispatcher loads from them, and saves to them.
+
+    Numba's own cache links whatever it finds: of bits flipped in its files one in eight crashed the
+    process, and some changed results. It overlooks a change in any file but the kernel's, and
+    does not load from a directory that it cannot write to, such as one in a read-only image.
+
+    Here a name says what the code was made from, and for. The file begins with the SHA-256 of name
+    and content, and none of it is used before that fits. Whatever fails is no more than a warning.
+    """
+
+    def __init__(self, function: Any) -> None:
+        # What this process imported: by the first compilation another version may be in its place.
+        self._sources = linecache.getlines(__file__, globals())
+        self._sources += linecache.getlines(function.__code__.co_filename, function.__globals__)
+        self._function = function.__name__
+        self.cache_path: str | None = None
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        context.refresh()
+        name = self._name(signature, context.codegen())
+        for directory in _directories():
+            try:
+                content = (directory / name).read_bytes()
+            except OSError:
+                continue
+            try:
+                if content[:32] != _digest(name, content[32:]):
+                    raise ValueError(f"{directory / name} is damaged")
+                loaded = CompileResult._rebuild(context, *pickle.loads(content[32:]))
+            except Exception as error:
+                _warn_of_the_cache(error)
+                continue
+            self.cache_path = str(directory)
+            return loaded
+        return None
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        try:
+            name = self._name(signature, result.codegen)
+            content = dumps(result._reduce())
+            self.cache_path = _write_somewhere(name, _digest(name, content) + content)
+        except Exception as error:
+            _warn_of_the_cache(error)
+
+    def _name(self, signature: Any, codegen: Any) -> str:
+        python = sysconfig.get_config_var("SOABI")
+        key = signature, codegen.magic_tuple(), numba.__version__, python, self._sources
+        return f"edgeconv.{self._function}.{hashlib.sha256(repr(key).encode()).hexdigest()}.nbc"
+
+
+def _directories() -> list[Path]:
+    """Return where machine code may be, the first choice first."""
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - a `Path` raises where there is no home
+    chosen = [Path(numba.config.CACHE_DIR)] if numba.config.CACHE_DIR else []
+    usual = Path(__file__).with_name("__pycache__"), Path(user, "edgeconv")
+    return [*chosen, *(directory for directory in usual if directory.is_absolute())]
+
+
+def _write_somewhere(name: str, content: bytes) -> str:
+    """Write a file to the first directory that takes it; return the directory."""
+    for directory in _directories():
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with replacing(directory / name) as file:
+                file.write(content)
+        except OSError as error:
+            obstacle = error
+            continue
+        return str(directory)
+    raise obstacle
+
+
+def _digest(name: str, content: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + content).digest()
+
+
 _warnings: list[Exception] = []
 
 
-def _warn_that_nothing_is_cached(error: Exception) -> None:
+def _warn_of_the_cache(error: Exception) -> None:
     """Warn once in a process."""
     if not _warnings:
         _warnings.append(error)
         warnings.warn(
-            f"edgeconv compiles without Numba's cache, which failed ({error!r}): empty it, or set "
-            "NUMBA_CACHE_DIR to a directory that can be written to",
+            f"edgeconv compiles what its cache cannot give or keep ({error!r}): if this comes "
+            "again, set NUMBA_CACHE_DIR to a directory that can be written to",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -44,12 +132,14 @@ def _warn_that_nothing_is_cached(error: Exception) -> None:
 def compiled_for(**options: Any) -> Callable[[Any], Callable[[int], Any]]:
     """Compile a kernel on demand, once for each number of dimensions of its first argument.
 
-    The decorated name becomes a function of that number. What it returns is compiled, accepts one
-    type for each argument and never compiles again: another dtype or layout is a TypeError at
-    once instead of half a second of compilation between two frames.
+    The decorated name becomes a function of that number. What it returns is compiled for one type
+    of each argument, which the argument's name tells, and never compiles again: that would take
+    half a second between two frames.
     """
 
     def decorate(function: Any) -> Callable[[int], Any]:
+        cache = _Cache(function)
+
         @functools.cache
         def kernel(dimensions: int) -> Any:
             by_name = {
@@ -66,13 +156,9 @@ def compiled_for(**options: Any) -> Callable[[Any], Callable[[int], Any]]:
             types_of_arguments = tuple(by_name.get(name, int64) for name in names)
             if numba.config.DISABLE_JIT:
                 raise RuntimeError("unset NUMBA_DISABLE_JIT: nothing here runs uncompiled")
-            try:
-                kernel = _jit(function, cache=True, **options)
-                kernel.compile(types_of_arguments)
-            except Exception as error:  # no writable directory, a full disk, a damaged file, ...
-                _warn_that_nothing_is_cached(error)
-                kernel = _jit(function, **options)
-                kernel.compile(types_of_arguments)
+            kernel = _jit(function, **options)
+            kernel._cache = cache
+            kernel.compile(types_of_arguments)
             kernel.disable_compile()
             return kernel
 

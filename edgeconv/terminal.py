@@ -56,12 +56,19 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def explaining_compilation() -> Iterator[None]:
-    """Say on a terminal what a block that takes longer than a second waits for."""
+    """Say on a terminal what a block that takes longer than a second waits for.
+
+    A CommandError where Numba is told not to compile at all.
+    """
     say = partial(print, ERASE + COMPILING, file=sys.stderr, flush=True)
     timer = threading.Timer(PATIENCE, say)
     if sys.stderr.isatty():
         timer.start()
     try:
         yield
+    except RuntimeError as error:
+        if "NUMBA_DISABLE_JIT" not in str(error):
+            raise
+        raise CommandError(str(error)) from error
     finally:
         timer.cancel()

@@ -305,7 +305,7 @@ def test_an_empty_output_lies_anywhere(centred):
 
 def test_a_kernel_that_refuses_what_was_checked_is_an_error(conv):
     stream = conv.stream()
-    stream._step = (lambda *_: -1, 1)
+    stream._step = lambda *_: -1
     with pytest.raises(RuntimeError, match=r"edgeconv is inconsistent: <Stream of .* refuses what"):
         stream.step(frames(C))
 

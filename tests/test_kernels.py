@@ -5,16 +5,15 @@ import pathlib
 import subprocess
 import sys
 import threading
-import warnings
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import same_bits
-from strategies import modules, signals
+from strategies import modules, seeds, signals
 
-from edgeconv import DepthwiseConvolution, compiling, kernels, layout, parallel
+from edgeconv import DepthwiseConvolution, kernels, layout, parallel
 
 
 @pytest.fixture
@@ -37,9 +36,7 @@ def test_the_parallel_loop_changes_no_bit(data):
 def test_a_long_signal_runs_in_parallel(monkeypatch):
     calls = []
     kernel = kernels.process_in_parallel(3)
-    monkeypatch.setattr(
-        kernels, "process_in_parallel", lambda n: lambda *a: calls.append(n) or kernel(*a)
-    )
+    monkeypatch.setattr(kernels, "process_in_parallel", lambda n: calls.append(n) or kernel)
     conv = DepthwiseConvolution(100, 31, causal=True, rng=0)
     x = np.random.default_rng(0).standard_normal((2, 1500, 200), np.float32)
     y, _ = conv(x)
@@ -47,6 +44,21 @@ def test_a_long_signal_runs_in_parallel(monkeypatch):
     monkeypatch.setattr(parallel, "PARALLEL_WORK", 1 << 62)
     assert same_bits(conv(x)[0], y)
     assert calls == [3]
+
+
+@given(st.data())
+def test_a_signal_in_pieces_changes_no_bit(data):
+    conv = data.draw(modules())
+    x = data.draw(signals(conv))
+    lengths = np.random.default_rng(data.draw(seeds)).integers(0, x.shape[1] + 1, len(x))
+    whole = conv(x), conv(x, lengths=lengths)
+    n_frames = data.draw(st.integers(1, 2 * x.shape[1] + 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "PIECE_WORK", n_frames * conv.channels * conv.kernel_size)
+        pieces = conv(x), conv(x, lengths=lengths)
+    for (y, cache), (expected, expected_cache) in zip(pieces, whole, strict=True):
+        assert same_bits(y, expected)
+        assert expected_cache is None or same_bits(cache, expected_cache)
 
 
 @pytest.mark.parametrize("obstacle", ["busy", "forked", "one thread"])
@@ -104,43 +116,6 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
 
 
-def test_without_a_writable_cache_everything_works_with_one_warning(monkeypatch):
-    compile_with_options = compiling._jit
-
-    def no_locator(function, **options):
-        if options.pop("cache", False):
-            raise RuntimeError("cannot cache function: no locator available")
-        return compile_with_options(function, **options)
-
-    def kernel(x, out, taps, state):
-        return 3
-
-    monkeypatch.setattr(compiling, "_jit", no_locator)
-    monkeypatch.setattr(compiling, "_warnings", [])
-    state = layout.Ring(1, 2, 3)
-    arrays = np.zeros(2, np.float32), np.zeros(2, np.float32), np.zeros((1, 1, 1), np.float32)
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        for _ in range(2):
-            compiled = compiling.compiled_for()(kernel)(1)
-            assert compiled(*arrays, state.memory) == 3
-    (warning,) = seen
-    assert "set NUMBA_CACHE_DIR to a directory that can" in str(warning.message)
-
-
-def test_another_type_never_compiles():
-    conv = DepthwiseConvolution(4, 3, causal=True, rng=0)
-    stream = conv.stream()
-    before = [len(kernel.overloads) for kernel in (kernels.step(1), kernels.process(2))]
-    frame = np.ones(8, np.float32)
-    for variant in (frame.astype(np.float64), frame.astype(">f4"), frame.astype(np.float16)):
-        stream.step(variant)
-        stream.process(variant[None].repeat(3, axis=0)[::2])
-    with pytest.raises(TypeError, match="No matching definition"):
-        kernels.step(1)(frame.astype(int), frame, *stream._state)
-    assert [len(kernel.overloads) for kernel in (kernels.step(1), kernels.process(2))] == before
-
-
 @pytest.mark.parametrize("channels", [2, 8, 14, 16, 18, 24, 32, 34, 48, 50])
 def test_memory_is_packed_in_aligned_blocks(channels):
     lanes = layout.channels_of_lanes(channels)
@@ -153,7 +128,8 @@ def test_memory_is_packed_in_aligned_blocks(channels):
         c = lanes[block, lane]
         assert taps[block, :, lane].tolist() == [-c, *weight[c, 0]]
     ring = layout.Ring(3, channels, 3)
-    assert ring.frames.ctypes.data % 64 == 0
+    assert ring.memory.ctypes.data % 64 == 0
+    assert ring.memory.strides[0] % 64 == 0
     assert ring.frames_in.shape == (3,)
 
 
@@ -161,7 +137,7 @@ def test_memory_is_packed_in_aligned_blocks(channels):
 def test_a_stream_holds_little_memory(kernel_size):
     channels = 4 * kernels.LANES
     ring = layout.Ring(1, channels, kernel_size)
-    assert ring.frames.nbytes <= (2.5 * kernel_size + 64) * channels * 4
+    assert ring.memory.nbytes <= (2.5 * kernel_size + 64) * channels * 4
 
 
 def test_the_environment_is_described():
@@ -175,12 +151,6 @@ def test_a_processor_without_fused_multiply_adds_gives_the_same_bits():
     environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(golden)]
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-
-
-def test_without_its_compiler_numba_is_no_use(monkeypatch):
-    monkeypatch.setattr(compiling.numba.config, "DISABLE_JIT", 1)
-    with pytest.raises(RuntimeError, match="unset NUMBA_DISABLE_JIT"):
-        compiling.compiled_for()(lambda x, out, taps, state: 3)(1)
 
 
 def test_kernels_release_the_interpreters_lock():

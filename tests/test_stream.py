@@ -278,8 +278,7 @@ def test_an_interrupt_leaves_a_signal_whole_or_over(monkeypatch):
     y = stream.process(x[0])
 
     class Interrupted(Stream):
-        def _run(self, *arguments):
-            super()._run(*arguments)
+        def _taken(self, n_outputs):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -294,16 +293,121 @@ def test_an_exception_from_a_signal_handler_is_not_taken_for_a_refusal():
     conv = DepthwiseConvolution(4, 5, causal=True, rng=0)
     x = np.random.default_rng(0).standard_normal((9, 8), np.float32)
     stream = conv.stream()
-    kernel, dimensions = stream._process
+    kernel = stream._process
 
     def interrupted(*arguments):
         kernel(*arguments)
         raise TypeError("from a handler, after the kernel and before its caller")
 
-    stream._process = interrupted, dimensions
+    stream._process = interrupted
     with pytest.raises(TypeError, match="from a handler"):
         stream.process(x)
     assert stream.frames_in == 9
+
+
+def busy(stream):
+    """Mark a stream as another thread's call does while it lasts."""
+    return stream._ring.memory[0, :2].view(np.int64)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_stream_in_use_by_another_thread_refuses_everything(batch_size):
+    conv = DepthwiseConvolution(8, 5, causal=True, rng=0)
+    shape = (9, 16) if batch_size is None else (batch_size, 9, 16)
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    stream = conv.stream(batch_size=batch_size)
+    y = [stream.process(x)]
+    state = stream.snapshot()
+    busy(stream)[:] = 1
+    for call in (
+        lambda: stream.step(x[..., 0, :]),
+        lambda: stream.step(x[..., 0, :], out=np.empty_like(x[..., 0, :])),
+        lambda: stream.step(x[..., 0, :].astype(np.float64)),
+        lambda: stream.process(x),
+        lambda: stream.process(x, out=np.empty_like(x)),
+        lambda: stream.process(x.astype(np.float64)),
+        stream.flush,
+        stream.reset,
+        stream.snapshot,
+        lambda: stream.restore(state),
+        lambda: stream.cache,
+        lambda: setattr(stream, "cache", state.frames),
+        lambda: copy.copy(stream),
+    ):
+        with pytest.raises(RuntimeError, match="a stream must be used by one thread at a time"):
+            call()
+    busy(stream)[:] = 0
+    y.append(stream.process(x))
+    whole = np.concatenate([x, x], axis=-2)
+    expected, _ = conv(whole.reshape(-1, 18, 16))
+    assert same_bits(np.concatenate(y, axis=-2), expected.reshape(whole.shape))
+
+
+def test_frames_between_reading_a_state_and_replacing_it_are_an_error(monkeypatch):
+    conv = DepthwiseConvolution(8, 5, rng=0)
+    stream = conv.stream()
+    stream.process(np.ones((9, 16), np.float32))
+    read = stream._ring.read
+
+    def interleaved(rows):
+        result = read(rows)
+        stream.step(np.ones(16, np.float32))  # another thread's
+        return result
+
+    monkeypatch.setattr(stream._ring, "read", interleaved)
+    with pytest.raises(RuntimeError, match="a stream must be used by one thread at a time"):
+        stream.flush()
+    assert stream.frames_in == 10
+
+
+def test_threads_in_one_stream_take_turns_or_fail():
+    """Whatever happens, the frames that were taken are those whose calls returned."""
+    conv = DepthwiseConvolution(512, 31, causal=True, rng=0)
+    stream = conv.stream()
+    taken, refused = [], []
+
+    def run():
+        x, y = np.ones((50, 1024), np.float32), np.empty((50, 1024), np.float32)
+        for _ in range(200):
+            try:
+                stream.process(x, out=y)
+                taken.append(len(x))
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert stream.frames_in == sum(taken)
+    assert len(taken) + len(refused) == 800
+    assert all("one thread at a time" in text for text in refused)
+    frame = np.ones((1, 1, 1024), np.float32)
+    expected, _ = conv(frame.repeat(40, axis=1))
+    assert same_bits(stream.step(frame[0, 0]), expected[0, -1])
+
+
+@given(st.data())
+def test_frames_and_chunks_in_any_order_look_ahead_alike(data):
+    """Of kernels and blocks that are large enough for sums that are begun ahead."""
+    conv = DepthwiseConvolution(data.draw(st.integers(8, 40)), 11, causal=data.draw(st.booleans()), rng=0)
+    x = data.draw(arrays((80, conv.channels)))
+    stream = conv.stream()
+    outputs, t = [], 0
+    while t < len(x):
+        n = data.draw(st.integers(1, 20))
+        if data.draw(st.booleans()):
+            outputs.append(stream.process(x[t : t + n]))
+        else:
+            frames = [stream.step(frame) for frame in x[t : t + n]]
+            outputs += [y[None] for y in frames if y is not None]
+        t += n
+        if data.draw(st.booleans()):
+            state = stream.snapshot()
+            stream.reset() if data.draw(st.booleans()) else stream.step(x[0])
+            stream.restore(state)
+    assert same_bits(np.concatenate([*outputs, stream.flush()]), conv(x[None])[0][0])
 
 
 @pytest.mark.parametrize("causal", [True, False])
