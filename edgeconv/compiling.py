@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from numba import float32, int64, types
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
@@ -90,10 +91,11 @@ class _Cache:
 
 def _directories() -> list[Path]:
     """Return where machine code may be, the first choice first."""
+    if numba.config.CACHE_DIR:
+        return [Path(numba.config.CACHE_DIR)]
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - a `Path` raises where there is no home
-    chosen = [Path(numba.config.CACHE_DIR)] if numba.config.CACHE_DIR else []
-    usual = Path(__file__).with_name("__pycache__"), Path(user, "edgeconv")
-    return [*chosen, *(directory for directory in usual if directory.is_absolute())]
+    directories = Path(__file__).with_name("__pycache__"), Path(user, "edgeconv")
+    return [directory for directory in directories if directory.is_absolute()]
 
 
 def _write_somewhere(name: str, content: bytes) -> str:
@@ -154,11 +156,22 @@ def compiled_for(**options: Any) -> Callable[[Any], Callable[[int], Any]]:
             kernel._cache = cache
             kernel.compile((x, y, taps, state, *rest))
             kernel.disable_compile()
+            _call_in_vain(kernel, dimensions, len(rest))
             return kernel
 
         return kernel
 
     return decorate
+
+
+def _call_in_vain(kernel: Any, dimensions: int, n_others: int) -> None:
+    """Call a kernel with arrays that it refuses: a first call takes a thousand times as long."""
+    nothing, state = np.zeros((0,) * dimensions, np.float32), np.zeros((1, 16), np.float32)
+    others = (1, 0, 0, np.zeros(0, np.int64))[:n_others]
+    for writable in (True, False):  # either is another call to Numba
+        x = nothing.copy()
+        x.setflags(write=writable)
+        kernel(x, nothing, np.zeros((1, 1, 1), np.float32), state, *others)
 
 
 def n_threads() -> int:

@@ -711,9 +711,7 @@ def test_without_its_compiler_numba_is_no_use(arguments, here, monkeypatch, caps
     for kernel in (kernels.step, kernels.process, kernels.process_in_parallel):
         kernel.cache_clear()
     monkeypatch.setattr(kernels.numba.config, "DISABLE_JIT", 1)
-    assert error_of(capsys, *arguments) == (
-        "unset NUMBA_DISABLE_JIT: nothing here runs uncompiled"
-    )
+    assert error_of(capsys, *arguments) == ("unset NUMBA_DISABLE_JIT: nothing here runs uncompiled")
     assert not Path("new.npz").exists()
 
 
@@ -723,8 +721,7 @@ def test_doctor_with_broken_numba(monkeypatch, capsys):
 
     monkeypatch.setattr(kernels, "step", broken)
     assert error_of(capsys, "doctor") == (
-        "Numba must compile a stream, found EOFError('Ran out of input'); "
-        "install it again"
+        "Numba must compile a stream, found EOFError('Ran out of input'); install it again"
     )
 
 
