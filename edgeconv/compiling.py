@@ -90,10 +90,11 @@ class _Cache:
 
 def _directories() -> list[Path]:
     """Return where machine code may be, the first choice first."""
+    if numba.config.CACHE_DIR:
+        return [Path(numba.config.CACHE_DIR)]
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - a `Path` raises where there is no home
-    chosen = [Path(numba.config.CACHE_DIR)] if numba.config.CACHE_DIR else []
-    usual = Path(__file__).with_name("__pycache__"), Path(user, "edgeconv")
-    return [*chosen, *(directory for directory in usual if directory.is_absolute())]
+    directories = Path(__file__).with_name("__pycache__"), Path(user, "edgeconv")
+    return [directory for directory in directories if directory.is_absolute()]
 
 
 def _write_somewhere(name: str, content: bytes) -> str:
@@ -135,6 +136,10 @@ def compiled_for(**options: Any) -> Callable[[Any], Callable[[int], Any]]:
     The decorated name becomes a function of that number. What it returns is compiled for one type
     of each argument, which the argument's name tells, and never compiles again: that would take
     half a second between two frames.
+
+    Its `entry_point` is the compiled code itself, which trusts its arguments. Numba's own check of
+    their types takes a third of a short call, loads half of Numba the first time, and looks neither
+    for subclasses of arrays nor for misaligned ones: `Stream` checks all of it.
     """
 
     def decorate(function: Any) -> Callable[[int], Any]:
@@ -160,21 +165,13 @@ def compiled_for(**options: Any) -> Callable[[Any], Callable[[int], Any]]:
             kernel._cache = cache
             kernel.compile(types_of_arguments)
             kernel.disable_compile()
+            (result,) = kernel.overloads.values()
+            kernel.entry_point = result.entry_point
             return kernel
 
         return kernel
 
     return decorate
-
-
-def entry_point(kernel: Any) -> Callable[..., int]:
-    """Return a kernel's compiled code, which trusts its arguments.
-
-    Numba's own check of their types takes a third of a short call, and looks neither for subclasses
-    of arrays nor for misaligned ones: `Stream` checks all of it.
-    """
-    (compiled,) = kernel.overloads.values()
-    return compiled.entry_point  # type: ignore[no-any-return]  # Numba's
 
 
 def n_threads() -> int:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeconv import kernels
-from edgeconv.compiling import entry_point
 
 
 def _zeros(*shape: int) -> NDArray[np.float32]:
@@ -57,7 +56,7 @@ class Ring:
         self._shape = (n_blocks, 2 * self._period + kernels.SPARE_ROWS, kernels.LANES)
         self.memory = _zeros(batch_size, kernels.HEADER + math.prod(self._shape))
         self.frames_in = _header(self.memory, kernels.FRAMES_IN)
-        self._copy_rows = entry_point(kernels.copy_rows(1))
+        self._copy_rows = kernels.copy_rows(1).entry_point
 
     def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the latest K - 1 frames of some rows, (n, C, K - 1), and their `frames_in`."""

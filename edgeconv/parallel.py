@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from edgeconv import kernels
-from edgeconv.compiling import entry_point, n_threads
+from edgeconv.compiling import n_threads
 
 # A parallel loop over this many multiply-adds or more pays: about a millisecond of serial work.
 PARALLEL_WORK = 1 << 23
@@ -36,7 +36,7 @@ def process(arguments: tuple[Any, ...], work: int) -> int:
         threads = n_threads()
         if threads > 1 and _parallel_loop.acquire(blocking=False):
             try:
-                return entry_point(kernels.process_in_parallel(3))(*arguments, threads)
+                return int(kernels.process_in_parallel(3).entry_point(*arguments, threads))
             finally:
                 _parallel_loop.release()
-    return entry_point(kernels.process(3))(*arguments)
+    return int(kernels.process(3).entry_point(*arguments))

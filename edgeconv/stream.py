@@ -49,7 +49,6 @@ class Stream:
     def __init__(self, conv: DepthwiseConvolution, batch_size: int | None) -> None:
         # These import Numba, which only those who convolve wait for.
         from edgeconv import kernels, layout
-        from edgeconv.compiling import entry_point
         from edgeconv.convolution import DepthwiseConvolution
 
         if not isinstance(conv, DepthwiseConvolution):
@@ -69,8 +68,8 @@ class Stream:
         self._ring = ring = layout.Ring(rows, conv.channels, conv.kernel_size)
         self._state = (conv._taps, ring.memory, conv.channels, self._latency)
         self._dimensions = len(self._frame_shape)  # of a frame
-        self._step = entry_point(kernels.step(self._dimensions))
-        self._process = entry_point(kernels.process(self._dimensions + 1))
+        self._step = kernels.step(self._dimensions).entry_point
+        self._process = kernels.process(self._dimensions + 1).entry_point
 
     @property
     def latency(self) -> int:
@@ -197,10 +196,10 @@ class Stream:
         shape = (*self._frame_shape[:-1], int(counts.max()), self._frame_shape[-1])
         y = np.empty(shape, np.float32) if out is None else out
         answer = _REFUSED
-        if self._are_plain(chunk, y):
+        if self._are_plain(chunk, y) and y.shape == shape:
             answer = self._process(chunk, y, *self._state, 0, valid)
         if answer < 0:
-            even = self._ring.frames_in if lengths is None else np.zeros(1)
+            even = self._ring.frames_in if lengths is None else self._ring.frames_in[:1]
             self._explain(answer, even, "must be at the same frame")
             self._run_checked(self._process, "chunk", chunk, expected, y, shape, 0, valid)
         return y if lengths is None else (y, counts)
@@ -242,7 +241,7 @@ class Stream:
             ending = _restored(self._conv, batch_size, latest, frames_in)
             nothing = np.empty((*leading, 0, self._conv.channels), np.float32)
             lengths = np.zeros(len(frames_in), np.int64)
-            self._taken(ending._process(nothing, y, *ending._state, self.latency, lengths))
+            ending._taken(ending._process(nothing, y, *ending._state, self.latency, lengths))
         self._ring.write(chosen, None, np.zeros_like(frames_in), expected=frames_in)
         return y
 

@@ -684,7 +684,8 @@ def test_doctor_in_a_process(tmp_path):
     [(".", "yes"), ("missing", "no: No such file or directory"), (None, "no: there is none")],
 )
 def test_doctor_tries_the_cache(cache, writable, misses, here, monkeypatch, capsys):
-    kernel = SimpleNamespace(stats=SimpleNamespace(cache_misses=misses, cache_path=cache))
+    stats = SimpleNamespace(cache_misses=misses, cache_path=cache)
+    kernel = SimpleNamespace(stats=stats, entry_point=None)
     monkeypatch.setattr(kernels, "step", lambda dimensions: kernel)
     monkeypatch.setattr(kernels, "process", lambda dimensions: kernel)
     output = output_of(capsys, "doctor")
@@ -711,9 +712,7 @@ def test_without_its_compiler_numba_is_no_use(arguments, here, monkeypatch, caps
     for kernel in (kernels.step, kernels.process, kernels.process_in_parallel):
         kernel.cache_clear()
     monkeypatch.setattr(kernels.numba.config, "DISABLE_JIT", 1)
-    assert error_of(capsys, *arguments) == (
-        "unset NUMBA_DISABLE_JIT: nothing here runs uncompiled"
-    )
+    assert error_of(capsys, *arguments) == ("unset NUMBA_DISABLE_JIT: nothing here runs uncompiled")
     assert not Path("new.npz").exists()
 
 
@@ -723,8 +722,7 @@ def test_doctor_with_broken_numba(monkeypatch, capsys):
 
     monkeypatch.setattr(kernels, "step", broken)
     assert error_of(capsys, "doctor") == (
-        "Numba must compile a stream, found EOFError('Ran out of input'); "
-        "install it again"
+        "Numba must compile a stream, found EOFError('Ran out of input'); install it again"
     )
 
 

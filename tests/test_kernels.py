@@ -98,24 +98,6 @@ def test_two_threads_in_parallel_loops_at_once(always_parallel):
     assert results == [True] * 200
 
 
-@pytest.mark.parametrize("layer", ["workqueue", "default"])
-def test_a_forked_child_computes_after_the_parents_parallel_loop(layer):
-    program = """
-import os, numpy as np
-from edgeconv import DepthwiseConvolution, parallel
-parallel.PARALLEL_WORK = 0
-conv = DepthwiseConvolution(64, 9, rng=0)
-x = np.ones((2, 50, 128), np.float32)
-y, _ = conv(x)
-child = os.fork()
-if child == 0:
-    os._exit(7 if (conv(x)[0] == y).all() else 1)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-"""
-    environment = os.environ | {"NUMBA_THREADING_LAYER": layer, "PYTHONWARNINGS": "ignore"}
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
-
-
 @pytest.mark.parametrize("channels", [2, 8, 14, 16, 18, 24, 32, 34, 48, 50])
 def test_memory_is_packed_in_aligned_blocks(channels):
     lanes = layout.channels_of_lanes(channels)

@@ -270,14 +270,14 @@ def test_a_processor_that_flushes_subnormals(path, monkeypatch):
 
 def test_the_parallel_kernel_is_verified(path, monkeypatch):
     CENTRED.save(path)
-    process = parallel.process_signal
+    process = parallel.process
 
-    def wrong(x, y, *arguments, work):
-        n_outputs = process(x, y, *arguments, work=work)
-        y.view(np.uint32).flat[-1] ^= work >= parallel.PARALLEL_WORK
+    def wrong(arguments, work):
+        n_outputs = process(arguments, work)
+        arguments[1].view(np.uint32).flat[-1] ^= work >= parallel.PARALLEL_WORK
         return n_outputs
 
-    monkeypatch.setattr(parallel, "process_signal", wrong)
+    monkeypatch.setattr(parallel, "process", wrong)
     fails(lambda: verify(path), CENTRED, recorded(path), "on all threads")
 
 

@@ -1,0 +1,202 @@
+"""Signals whose handlers raise: a call has happened wholly or not at all, and can be repeated."""
+
+import contextlib
+import os
+import signal
+import sys
+from time import perf_counter
+
+import numpy as np
+import pytest
+from reference import same_bits
+
+from edgeconv import DepthwiseConvolution
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class TickError(Exception):
+    """What the handler raises."""
+
+
+def interruptible(call, *arguments):
+    """Call; only in here does the handler raise."""
+    call(*arguments)
+
+
+def is_interrupted(*call):
+    """Call; tell whether the handler raised."""
+    try:
+        interruptible(*call)
+    except TickError:
+        return True
+    return False
+
+
+def tick(number, frame):
+    """Raise in a call of `interruptible`; the tests keep their books outside."""
+    while frame is not None:
+        if frame.f_code is interruptible.__code__:
+            raise TickError
+        frame = frame.f_back
+
+
+@contextlib.contextmanager
+def ticking(call):
+    """Have `tick` called every 50 µs, or less often where not even `call` is done by then."""
+    durations = []
+    for _ in range(30):
+        start = perf_counter()
+        call()
+        durations.append(perf_counter() - start)
+    period = max(50e-6, 5 * min(durations))
+    before = signal.signal(signal.SIGALRM, tick)
+    signal.setitimer(signal.ITIMER_REAL, period, period)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def taken(stream):
+    """Return how many frames a stream took, all rows alike."""
+    return int(np.atleast_1d(stream.frames_in)[0])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("n_frames", [1, 9])
+def test_repeating_what_was_not_taken_gives_the_output_without_signals(
+    causal, batch_size, n_frames
+):
+    conv = DepthwiseConvolution(12, 7, causal=causal, rng=0)
+    leading = () if batch_size is None else (batch_size,)
+    x = np.random.default_rng(0).standard_normal((*leading, 9000, 24), np.float32)
+    expected = conv(x.reshape(-1, 9000, 24))[0].reshape(x.shape)
+    stream = conv.stream(batch_size=batch_size)
+    heard = np.full_like(x, 7)
+    interrupted = 0
+    with ticking(lambda: stream.process(x[..., :9, :])):
+        stream.reset()
+        for start in range(0, 9000, n_frames):
+            frames = x[..., start : start + n_frames, :].copy()
+            ready = max(0, start + n_frames - stream.latency) - max(0, start - stream.latency)
+            y = np.full((*leading, ready, 24), 7, np.float32)
+            call = stream.process, frames, y
+            if n_frames == 1:
+                call = stream.step, frames[..., 0, :].copy(), np.full_like(frames[..., 0, :], 7)
+            while taken(stream) == start:
+                interrupted += is_interrupted(*call)
+            assert taken(stream) == start + n_frames
+            if ready:
+                first = start + n_frames - ready - stream.latency
+                heard[..., first : first + ready, :] = call[2].reshape(y.shape)
+    length = 9000 - stream.latency
+    assert same_bits(heard[..., :length, :], expected[..., :length, :])
+    assert same_bits(stream.flush(), expected[..., length:, :])
+    assert interrupted > 0
+
+
+def state_of(stream):
+    """Return all that a stream knows, as bytes."""
+    state = stream.snapshot()
+    return state.frames.tobytes(), state.frames_in.tobytes()
+
+
+CALLS = {
+    "step": lambda stream, x, state: stream.step(x[..., 0, :]),
+    "process": lambda stream, x, state: stream.process(x),
+    "process with lengths": lambda stream, x, state: stream.process(x, lengths=[40, 2]),
+    "flush": lambda stream, x, state: stream.flush(),
+    "flush a row": lambda stream, x, state: stream.flush(rows=[1]),
+    "reset": lambda stream, x, state: stream.reset(),
+    "reset a row": lambda stream, x, state: stream.reset(rows=[0]),
+    "restore": lambda stream, x, state: stream.restore(state),
+    "cache": lambda stream, x, state: setattr(stream, "cache", x[..., :6, :].swapaxes(1, 2)),
+}
+
+
+def interrupted_at(number, call):
+    """Call, but raise before the bytecode of that number; return whether there was one.
+
+    A handler runs between two bytecodes: this is every place at which it can raise.
+    """
+    left = number
+
+    def count(frame, kind, _):
+        nonlocal left
+        frame.f_trace_opcodes = True
+        if kind == "opcode":
+            left -= 1
+            if left == 0:
+                raise TickError
+        return count
+
+    tracer = sys.gettrace()  # that of coverage, it may be
+    sys.settrace(count)
+    try:
+        call()
+    except TickError:
+        return True
+    finally:
+        sys.settrace(tracer)
+    return False
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_happens_wholly_or_not_at_all(name, causal):
+    conv = DepthwiseConvolution(12, 7, causal=causal or name == "cache", rng=0)
+    x = np.random.default_rng(0).standard_normal((2, 40, 24), np.float32)
+    stream = conv.stream(batch_size=2)
+    stream.process(x[:, 5:30])
+    begin = stream.snapshot()
+    stream.process(x, lengths=[33, 40])
+    other = stream.snapshot()
+    stream.restore(begin)
+    before = state_of(stream)
+    CALLS[name](stream, x, other)
+    after = state_of(stream)
+    outcomes = []
+    while True:
+        stream.restore(begin)
+        if not interrupted_at(len(outcomes) + 1, lambda: CALLS[name](stream, x, other)):
+            break
+        outcomes.append(state_of(stream))
+    first = outcomes.index(after)
+    assert outcomes == [before] * first + [after] * (len(outcomes) - first)
+    assert first > 0
+    assert state_of(stream) == after
+
+
+def resident():
+    """Return the bytes of memory that this process holds."""
+    with open("/proc/self/statm") as statm:  # noqa: PTH123 - the shortest way, in a handler
+        return PAGE * int(statm.read().split()[1])
+
+
+@pytest.mark.parametrize("threads", ["one", "all"])
+def test_ctrl_c_acts_before_a_long_signal_is_done(threads, monkeypatch):
+    """What was written by then shows how far the work had come."""
+    monkeypatch.setattr("edgeconv.parallel.PARALLEL_WORK", 0 if threads == "all" else 1 << 62)
+    conv = DepthwiseConvolution(32, 801, causal=True, rng=0)
+    x = np.ones((1, 2**18, 64), np.float32)
+    conv(x[:, :900])  # what is loaded now is not taken for work
+    held, written = resident(), []
+
+    def ctrl_c(number, frame):
+        written.append(resident() - held)
+        if written[-1] > 2**21:  # the work has begun
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, ctrl_c)
+    signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            conv(x)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert written[-1] < x.nbytes * 3 / 4
