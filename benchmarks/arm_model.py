@@ -21,7 +21,7 @@ os.environ |= {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CAC
 
 import llvmlite.binding as llvm
 import numba
-from numba import float32, int64, types
+from numba import int64
 
 from edgeconv import kernels
 
@@ -36,12 +36,11 @@ ITERATIONS = 1000
 def tile_code():
     """Return the LLVM code of a function that is the tile and nothing else."""
 
-    def sum_of_8_frames(y, channels, taps, ring, K):
-        kernels._tile_8_frames(y, 0, channels, taps, 0, 0, ring, 0, 0, K)
+    def sum_of_8_frames(y, stride, taps, ring, K):
+        kernels._tile_8_frames(y, stride, taps, taps + kernels.VECTOR, ring, K)
 
-    array = types.Array(float32, 1, "C")
     only = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # these hold code of this CPU
-    function = numba.njit((array, int64, array, array, int64), **only)(sum_of_8_frames)
+    function = numba.njit((int64,) * 5, **only)(sum_of_8_frames)
     (code,) = function.inspect_llvm().values()
     # The vectors are spelled out in it; only the target differs.
     return re.sub(r"^target .*$", "", code, flags=re.MULTILINE)

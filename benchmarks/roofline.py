@@ -4,8 +4,9 @@
 
 1. Peak: fused multiply-adds in a loop that touches registers only, written as LLVM vectors like
    the kernels; then the kernels' own tiles with operands in the first-level cache, as shares of it.
-2. One frame must read K * C taps and as many values of the ring: a loop that only adds up the
-   vectors of both, laid out and sized alike, bounds the time; beside it the kernel of `step`.
+2. A frame by itself must read K * C taps and as many values of the ring: a loop that only adds up
+   the vectors of both, laid out and sized alike, bounds the time. Beside it is the kernel of
+   `step`, which reads most of them for eight frames at once and so may stay below.
 3. What Python adds: `stream.step` around an empty compiled function in place of the kernel, beside
    a bare call of that function.
 """
@@ -79,24 +80,22 @@ def _multiply_in_registers(typing, a, b, count):
 
 
 @intrinsic
-def _read(typing, array, at, count):
+def _read(typing, address, count):
     """Add up `count` times CHAINS vectors."""
 
     def emit(context, builder, signature, args):
-        array, at, count = args
+        address, count = args
+        first = builder.inttoptr(address, kernels._VECTOR.as_pointer())
 
         def step(total, chain, index):
             vectors = builder.mul(index, ir.Constant(ir.IntType(64), CHAINS))
             vectors = builder.add(vectors, ir.Constant(ir.IntType(64), chain))
-            offset = builder.mul(vectors, ir.Constant(ir.IntType(64), kernels.LANES))
-            address = kernels._vector_at(
-                context, builder, signature.args[0], array, builder.add(at, offset)
-            )
-            return builder.fadd(total, builder.load(address, align=4 * kernels.LANES))
+            vector = builder.gep(first, [vectors])
+            return builder.fadd(total, builder.load(vector, align=kernels.VECTOR))
 
         return _sum_of_chains(builder, count, step)
 
-    return float32(array, int64, int64), emit
+    return float32(int64, int64), emit
 
 
 @compiled
@@ -105,31 +104,31 @@ def peak(count):
     return _multiply_in_registers(float32(count), float32(0.5), count)
 
 
-def tile_loop(tile, n_blocks, n_frames):
+def tile_loop(tile, n_frames):
     """Return a compiled function that calls one of the kernels' tiles over and over."""
 
     @compiled
     def run(repetitions, y, taps, ring):
-        taps_stride, ring_stride = taps[0].size, ring[0].size
+        y, taps, ring = kernels._address(y), kernels._address(taps), kernels._address(ring)
         for _ in range(repetitions):
-            tile(y, 0, kernels.LANES, taps, 0, taps_stride, ring, 0, ring_stride, K)
+            tile(y, kernels.VECTOR, taps, taps + kernels.VECTOR, ring, K)
 
-    taps = layout._zeros(n_blocks, 1 + K, kernels.LANES)
-    ring = layout._zeros(n_blocks, K + n_frames, kernels.LANES)
-    y = layout._zeros(n_blocks * n_frames, kernels.LANES)
+    taps = layout._zeros(1 + K, kernels.LANES)
+    ring = layout._zeros(K + n_frames, kernels.LANES)
+    y = layout._zeros(n_frames, kernels.LANES)
     taps[:], ring[:] = 0.5, 0.25
     return lambda: run(REPETITIONS, y, taps, ring)
 
 
 @compiled
-def read_repeatedly(repetitions, first, first_at, first_stride, second, second_at, second_stride,
-                    blocks, count):  # fmt: skip
+def read_repeatedly(repetitions, first, second, blocks, count):
     """Add up a run of vectors of every block of two arrays, over and over."""
     total = float32(0)
     for _ in range(repetitions):
         for block in range(blocks):
-            total += _read(first, first_at + block * first_stride, count)
-            total += _read(second, second_at + block * second_stride, count)
+            offset = block * count * CHAINS * kernels.VECTOR
+            total += _read(kernels._address(first) + offset, count)
+            total += _read(kernels._address(second) + offset, count)
     return total
 
 
@@ -165,14 +164,13 @@ def call_repeatedly(function, frame, out, state):
 def report_tiles(rounds, seconds):
     """Print the share of the peak that each tile reaches; return whether the target is met."""
     tiles = {
-        "8 frames": (kernels._tile_8_frames, 1, 8),
-        "4 frames": (kernels._tile_4_frames, 1, 4),
-        "4 blocks": (kernels._tile_4_blocks, 4, 1),
-        "1 frame": (kernels._tile, 1, 1),
+        "8 frames": (kernels._tile_8_frames, 8),
+        "4 frames": (kernels._tile_4_frames, 4),
+        "1 frame": (kernels._tile, 1),
     }
     calls = {"peak": lambda: peak(K * REPETITIONS)}
     calls |= {name: tile_loop(*tile) for name, tile in tiles.items()}
-    vectors = {"peak": CHAINS} | {name: n * frames for name, (_, n, frames) in tiles.items()}
+    vectors = {"peak": CHAINS} | {name: n_frames for name, (_, n_frames) in tiles.items()}
     times = report.median_times(calls, rounds, seconds)
     rates = {
         name: 2e-9 * kernels.LANES * K * vectors[name] * REPETITIONS / time
@@ -194,25 +192,21 @@ def report_step(sizes, rounds, seconds):
     for channels, kernel_size in sizes:
         conv = DepthwiseConvolution(channels // 2, kernel_size, causal=True, rng=0)
         stream, idle = conv.stream(), conv.stream()
-        idle._step = empty, 1
+        idle._step = empty.entry_point
         frame = np.random.default_rng(0).standard_normal(channels, np.float32)
         out = np.empty_like(frame)
         taps = stream._state[0]
         lanes = kernels.LANES
         # One array after the other, as many whole chains as the window needs.
         count = -(-kernel_size // CHAINS)
-        size = taps.shape[0], count * CHAINS * lanes
-        first, second = layout._zeros(*size), layout._zeros(*size)
+        first, second = (layout._zeros(len(taps), count * CHAINS * lanes) for _ in range(2))
         calls = {
-            "read": functools.partial(
-                read_repeatedly, CALLS,
-                first, 0, size[1], second, 0, size[1], size[0], count,
-            ),
+            "read": functools.partial(read_repeatedly, CALLS, first, second, len(taps), count),
             "kernel": functools.partial(run, CALLS, frame, out, *stream._state),
             "step": functools.partial(step_repeatedly, stream, frame, out),
             "idle step": functools.partial(step_repeatedly, idle, frame, out),
             "empty": functools.partial(call_repeatedly, empty, frame, out, stream._state),
-        }  # fmt: skip
+        }
         times = report.median_times(calls, rounds, seconds)
         times = {name: time / CALLS for name, time in times.items()}
         read = times["read"] * kernel_size / (count * CHAINS)
