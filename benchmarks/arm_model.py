@@ -23,7 +23,7 @@ import llvmlite.binding as llvm
 import numba
 from numba import int64
 
-from edgeconv import kernels
+from edgeconv import vectors
 
 TRIPLE = "aarch64-unknown-linux-gnu"
 # LLVM's models start one fused multiply-add of 4 floats in a cycle, or two of them.
@@ -37,7 +37,7 @@ def tile_code():
     """Return the LLVM code of a function that is the tile and nothing else."""
 
     def sum_of_8_frames(y, stride, taps, ring, K):
-        kernels._tile_8_frames(y, stride, taps, taps + kernels.VECTOR, ring, K)
+        vectors.tile_8_frames(y, stride, taps, taps + vectors.VECTOR, ring, K)
 
     only = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # these hold code of this CPU
     function = numba.njit((int64,) * 5, **only)(sum_of_8_frames)

@@ -22,7 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from peers import SIZES
 
-from edgeconv import DepthwiseConvolution, kernels, layout
+from edgeconv import DepthwiseConvolution, kernels, layout, vectors
 
 K = 31
 # A fused multiply-add takes 4 cycles and two start in each: 8 in flight suffice, 12 are safe, and
@@ -38,7 +38,7 @@ compiled = functools.partial(numba.njit, error_model="numpy")
 
 def _sum_of_chains(builder, count, step):
     """Emit a loop that keeps CHAINS vectors in registers, `step` by `step`; return one float."""
-    zero = ir.Constant(kernels._VECTOR, None)
+    zero = ir.Constant(vectors._VECTOR, None)
     slots = [cgutils.alloca_once_value(builder, zero) for _ in range(CHAINS)]
     with cgutils.for_range(builder, count) as loop:
         for chain, slot in enumerate(slots):
@@ -46,7 +46,7 @@ def _sum_of_chains(builder, count, step):
     total = functools.reduce(builder.fadd, [builder.load(slot) for slot in slots])
     lanes = [
         builder.extract_element(total, ir.Constant(ir.IntType(32), lane))
-        for lane in range(kernels.LANES)
+        for lane in range(vectors.LANES)
     ]
     return functools.reduce(builder.fadd, lanes)
 
@@ -56,14 +56,14 @@ def _multiply_in_registers(typing, a, b, count):
     """Run `count` fused multiply-adds in each of CHAINS registers."""
 
     def emit(context, builder, signature, args):
-        vector = kernels._VECTOR
+        vector = vectors._VECTOR
         fma = cgutils.get_or_insert_function(
             builder.module,
             ir.FunctionType(vector, [vector] * 3),
-            f"llvm.fma.v{kernels.LANES}f32",
+            f"llvm.fma.v{vectors.LANES}f32",
         )
         undefined = ir.Constant(vector, ir.Undefined)
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), kernels.LANES), None)
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), vectors.LANES), None)
         factors = [
             builder.shuffle_vector(
                 builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0)),
@@ -85,13 +85,13 @@ def _read(typing, address, count):
 
     def emit(context, builder, signature, args):
         address, count = args
-        first = builder.inttoptr(address, kernels._VECTOR.as_pointer())
+        first = builder.inttoptr(address, vectors._VECTOR.as_pointer())
 
         def step(total, chain, index):
-            vectors = builder.mul(index, ir.Constant(ir.IntType(64), CHAINS))
-            vectors = builder.add(vectors, ir.Constant(ir.IntType(64), chain))
-            vector = builder.gep(first, [vectors])
-            return builder.fadd(total, builder.load(vector, align=kernels.VECTOR))
+            number = builder.mul(index, ir.Constant(ir.IntType(64), CHAINS))
+            number = builder.add(number, ir.Constant(ir.IntType(64), chain))
+            vector = builder.load(builder.gep(first, [number]), align=vectors.VECTOR)
+            return builder.fadd(total, vector)
 
         return _sum_of_chains(builder, count, step)
 
@@ -109,13 +109,13 @@ def tile_loop(tile, n_frames):
 
     @compiled
     def run(repetitions, y, taps, ring):
-        y, taps, ring = kernels._address(y), kernels._address(taps), kernels._address(ring)
+        y, taps, ring = vectors.address_of(y), vectors.address_of(taps), vectors.address_of(ring)
         for _ in range(repetitions):
-            tile(y, kernels.VECTOR, taps, taps + kernels.VECTOR, ring, K)
+            tile(y, vectors.VECTOR, taps, taps + vectors.VECTOR, ring, K)
 
-    taps = layout._zeros(1 + K, kernels.LANES)
-    ring = layout._zeros(K + n_frames, kernels.LANES)
-    y = layout._zeros(n_frames, kernels.LANES)
+    taps = layout._zeros(1 + K, vectors.LANES)
+    ring = layout._zeros(K + n_frames, vectors.LANES)
+    y = layout._zeros(n_frames, vectors.LANES)
     taps[:], ring[:] = 0.5, 0.25
     return lambda: run(REPETITIONS, y, taps, ring)
 
@@ -126,9 +126,9 @@ def read_repeatedly(repetitions, first, second, blocks, count):
     total = float32(0)
     for _ in range(repetitions):
         for block in range(blocks):
-            offset = block * count * CHAINS * kernels.VECTOR
-            total += _read(kernels._address(first) + offset, count)
-            total += _read(kernels._address(second) + offset, count)
+            offset = block * count * CHAINS * vectors.VECTOR
+            total += _read(vectors.address_of(first) + offset, count)
+            total += _read(vectors.address_of(second) + offset, count)
     return total
 
 
@@ -164,19 +164,19 @@ def call_repeatedly(function, frame, out, state):
 def report_tiles(rounds, seconds):
     """Print the share of the peak that each tile reaches; return whether the target is met."""
     tiles = {
-        "8 frames": (kernels._tile_8_frames, 8),
-        "4 frames": (kernels._tile_4_frames, 4),
-        "1 frame": (kernels._tile, 1),
+        "8 frames": (vectors.tile_8_frames, 8),
+        "4 frames": (vectors.tile_4_frames, 4),
+        "1 frame": (vectors.tile_1_frame, 1),
     }
     calls = {"peak": lambda: peak(K * REPETITIONS)}
     calls |= {name: tile_loop(*tile) for name, tile in tiles.items()}
-    vectors = {"peak": CHAINS} | {name: n_frames for name, (_, n_frames) in tiles.items()}
+    widths = {"peak": CHAINS} | {name: n_frames for name, (_, n_frames) in tiles.items()}
     times = report.median_times(calls, rounds, seconds)
     rates = {
-        name: 2e-9 * kernels.LANES * K * vectors[name] * REPETITIONS / time
+        name: 2e-9 * vectors.LANES * K * widths[name] * REPETITIONS / time
         for name, time in times.items()
     }
-    print(f"Fused multiply-adds, {kernels.LANES} lanes, K = {K}, operands in L1:\n")
+    print(f"Fused multiply-adds, {vectors.LANES} lanes, K = {K}, operands in L1:\n")
     report.print_table(
         ["tile", "GFLOP/s", "of the peak"],
         [[name, f"{rate:.0f}", f"{rate / rates['peak']:.0%}"] for name, rate in rates.items()],
@@ -196,7 +196,7 @@ def report_step(sizes, rounds, seconds):
         frame = np.random.default_rng(0).standard_normal(channels, np.float32)
         out = np.empty_like(frame)
         taps = stream._state[0]
-        lanes = kernels.LANES
+        lanes = vectors.LANES
         # One array after the other, as many whole chains as the window needs.
         count = -(-kernel_size // CHAINS)
         first, second = (layout._zeros(len(taps), count * CHAINS * lanes) for _ in range(2))

@@ -7,6 +7,7 @@ import hashlib
 import linecache
 import os
 import pickle
+import sys
 import sysconfig
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from numba import float32, int64, types
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
+from edgeconv import vectors
 from edgeconv.files import replacing
 
 
@@ -50,8 +52,9 @@ class _Cache:
 
     def __init__(self, function: Any) -> None:
         # What this process imported: by the first compilation another version may be in its place.
-        self._sources = linecache.getlines(__file__, globals())
-        self._sources += linecache.getlines(function.__code__.co_filename, function.__globals__)
+        self._sources = linecache.getlines(function.__code__.co_filename, function.__globals__)
+        for module in (sys.modules[__name__], vectors):
+            self._sources += linecache.getlines(module.__file__ or "", vars(module))
         self._function = function.__name__
         self.cache_path: str | None = None
 

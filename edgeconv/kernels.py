@@ -1,8 +1,10 @@
 """Every compiled function of the library.
 
-There is one convolution, `_convolve`: it takes a row of the batch and a range of channel blocks,
-pushes frames into the ring and writes the outputs that are now final. A single frame, a chunk and
-a whole signal run through it, so offline and streaming agree bit for bit by construction.
+There is one convolution, the tile: the sum over taps of one or several outputs of a channel block,
+one rounding for each tap, in ascending order. `_convolve` pushes frames into a ring and has tiles
+write the outputs that are now final, be it a frame, a chunk or a whole signal. `_convolve_frame`
+does so for streams of single frames, most of whose taps it adds ahead, in the same order. So
+offline and streaming agree bit for bit by construction.
 
 Layouts, all float32, every row of a block on a boundary of its own size:
 
@@ -13,191 +15,50 @@ Layouts, all float32, every row of a block on a boundary of its own size:
 * state (B, HEADER + blocks * (2 * N + SPARE_ROWS) * LANES) with N = K - 1 + PASS: for each row of
   the batch a header, then the ring (blocks, 2 * N + SPARE_ROWS, LANES). Frame i lies in row i mod
   N and again in row N + i mod N, so that N consecutive frames are one run of rows wherever they
-  begin. The spare rows follow: one that stays zero, one of scratch. The header begins with the
-  number of frames taken, an int64: the only other state. A kernel writes it last. The rest of
-  the header stays zero.
+  begin. The spare rows follow. Kernels write the counters in the header last, and leave what is
+  no counter zero.
 
 Why packed: the rows of (T, C) arrays are a power of two apart for the usual channel counts, and
 then compete for the same few sets of the cache.
-
-All of them are in this file because Numba's cache notices a change in no other.
 """
 
 from __future__ import annotations
 
-import functools
-
 import llvmlite
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import int64, prange, types
-from numba.core import cgutils
-from numba.core.registry import cpu_target
-from numba.extending import intrinsic
+from numba import prange
 
 from edgeconv.compiling import compiled, compiled_for, n_threads
-
-_, CPU, _FEATURES = cpu_target.target_context.codegen().magic_tuple()
-
-# One 512-bit vector where the CPU has them, else 8 lanes: a tile's 8 accumulators, 4 taps and one
-# row then take 26 of NEON's 32 registers (two to a vector) and 13 of AVX2's 16.
-LANES = 16 if "+avx512f" in _FEATURES.split(",") else 8
+from edgeconv.vectors import (
+    AHEAD,
+    CPU,
+    LANES,
+    VECTOR,
+    address_of,
+    copy_bytes,
+    copy_float,
+    exchange,
+    store_twice,
+    tile_1_frame,
+    tile_4_frames,
+    tile_8_frames,
+    tile_ahead,
+)
 
 # Frames that enter the ring together. A pass reads all taps once; the ring grows with it.
 PASS = 24
-# Outputs whose sums a stream of single frames begins together, as far as their frames are known.
-AHEAD = 8
 # After a block's ring: a row that stays zero, one of scratch, and the sums that were begun.
 SPARE_ROWS = 2 + AHEAD
-# Numbers before a row's ring, a cache line: whether the stream is in use (for the first row of
-# the batch), how many frames the row took, and the first frame whose sums may have been begun.
+# Before a row's ring lies a cache line of 64-bit numbers: whether the stream is in use (the first
+# row's), how many frames the row took, and the first of them whose sums may be begun ahead.
 HEADER = 16
-BUSY, FRAMES_IN, AHEAD_SINCE = 0, 1, 2  # as int64
+FRAMES_IN, AHEAD_SINCE = 1, 2
 
 # What a kernel answers instead of the number of output frames. A `raise` in compiled code leaks
 # memory (numba#10783), and Python knows better how to say what is wrong.
 REFUSED = -1
 IN_USE = -2
-
-
-# --- Vectors ---
-#
-# LLVM guards short inner loops with overlap checks and keeps their accumulators in memory, so the
-# vectors are spelled out here. Addresses and strides are integers and count bytes.
-
-_FLOAT = ir.FloatType()
-_VECTOR = ir.VectorType(_FLOAT, LANES)
-VECTOR = 4 * LANES
-
-
-def _make_tile(n_frames, group, look_ahead=False):
-    """Make the sum over `n_taps` taps of `n_frames` outputs of one block.
-
-    Its accumulators stay in registers. It takes the taps in groups; for every group it loads each
-    input row once and feeds it to every (tap, frame) pair that it belongs to. The taps of one
-    output still come in ascending order, and each is a fused multiply-add, rounded once: the
-    result is the same for every tile and on every CPU.
-
-    Sums begin with the vector at `start`. One that looks ahead knows only the rows of its first
-    output: the others lack 1, 2, ... taps at the end.
-    """
-
-    @intrinsic
-    def tile(typing, y, y_stride, start, taps, rows, n_taps):
-        def emit(context, builder, signature, args):
-            y, y_stride, start, taps, rows, n_taps = args
-            fma = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32"
-            )
-            number = functools.partial(ir.Constant, ir.IntType(64))
-
-            def vector(address, index):
-                first = builder.inttoptr(address, _VECTOR.as_pointer())
-                return builder.load(builder.gep(first, [index]), align=VECTOR, typ=_VECTOR)
-
-            def add_taps(first, n_taps, n_rows):
-                tap = [vector(taps, builder.add(first, number(k))) for k in range(n_taps)]
-                for i in range(n_rows):
-                    row = vector(rows, builder.add(first, number(i)))
-                    for k in range(n_taps):
-                        if 0 <= i - k < n_frames:
-                            total = builder.load(totals[i - k], typ=_VECTOR)
-                            builder.store(builder.call(fma, [tap[k], row, total]), totals[i - k])
-
-            beginning = vector(start, number(0))
-            totals = [cgutils.alloca_once_value(builder, beginning) for _ in range(n_frames)]
-            missing = n_frames - 1 if look_ahead else 0
-            shared = builder.sub(n_taps, number(missing))
-            grouped = builder.sub(shared, builder.urem(shared, number(group)))
-            for begin, end, step in ((number(0), grouped, group), (grouped, shared, 1)):
-                with cgutils.for_range_slice(builder, begin, end, number(step), inc=True) as (
-                    first,
-                    _,
-                ):
-                    add_taps(first, step, step + n_frames - 1)
-            add_taps(shared, missing, missing)
-
-            for i, total in enumerate(totals):
-                address = builder.add(y, builder.mul(number(i), y_stride))
-                address = builder.inttoptr(address, _VECTOR.as_pointer())
-                builder.store(builder.load(total, typ=_VECTOR), address, align=4)
-            return context.get_dummy_value()
-
-        return types.void(*[int64] * 6), emit
-
-    return tile
-
-
-_tile_8_frames = _make_tile(n_frames=8, group=4)
-_tile_4_frames = _make_tile(n_frames=4, group=4)
-_tile = _make_tile(n_frames=1, group=1)
-_tile_ahead = _make_tile(n_frames=AHEAD, group=4, look_ahead=True)
-
-
-@intrinsic
-def _store_twice(typing, source, target, distance):
-    """Copy a vector to `target` and to `distance` after it."""
-
-    def emit(context, builder, signature, args):
-        source, target, distance = args
-        address = builder.inttoptr(source, _VECTOR.as_pointer())
-        vector = builder.load(address, align=4, typ=_VECTOR)
-        for address in (target, builder.add(target, distance)):
-            address = builder.inttoptr(address, _VECTOR.as_pointer())
-            builder.store(vector, address, align=VECTOR)
-        return context.get_dummy_value()
-
-    return types.void(int64, int64, int64), emit
-
-
-@intrinsic
-def _copy_float(typing, source, target):
-    """Copy one number."""
-
-    def emit(context, builder, signature, args):
-        source, target = (builder.inttoptr(address, _FLOAT.as_pointer()) for address in args)
-        builder.store(builder.load(source, typ=_FLOAT), target)
-        return context.get_dummy_value()
-
-    return types.void(int64, int64), emit
-
-
-@intrinsic
-def _copy(typing, source, target, n_bytes):
-    """Copy memory."""
-
-    def emit(context, builder, signature, args):
-        source, target = (builder.inttoptr(address, _FLOAT.as_pointer()) for address in args[:2])
-        cgutils.raw_memcpy(builder, target, source, args[2], 1)
-        return context.get_dummy_value()
-
-    return types.void(int64, int64, int64), emit
-
-
-@intrinsic
-def _address(typing, array):
-    """Return the address of an array's data."""
-
-    def emit(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.ptrtoint(data, ir.IntType(64))
-
-    return int64(array), emit
-
-
-@intrinsic
-def _exchange(typing, array, old, new):
-    """Replace the first 64 bits of an array if they are `old`, in one step; return what was."""
-
-    def emit(context, builder, signature, args):
-        array, old, new = args
-        data = context.make_array(signature.args[0])(context, builder, array).data
-        flag = builder.bitcast(data, ir.IntType(64).as_pointer())
-        result = builder.cmpxchg(flag, old, new, "seq_cst")
-        return builder.extract_value(result, 0)
-
-    return int64(array, int64, int64), emit
 
 
 # --- The convolution ---
@@ -214,14 +75,14 @@ def _pack(x, row, mirror, stride, channels, first_block, last_block):
     """Copy blocks of the frame at `x` into both their rows."""
     whole = min(last_block, channels // LANES)
     for block in range(first_block, whole):
-        _store_twice(x + block * VECTOR, row + block * stride, mirror)
+        store_twice(x + block * VECTOR, row + block * stride, mirror)
     for block in range(max(first_block, whole), last_block):
         if channels >= LANES:
-            _store_twice(x + 4 * (channels - LANES), row + block * stride, mirror)
+            store_twice(x + 4 * (channels - LANES), row + block * stride, mirror)
         else:
             for lane in range(LANES):
                 for target in (row, row + mirror):
-                    _copy_float(x + 4 * min(lane, channels - 1), target + 4 * lane)
+                    copy_float(x + 4 * min(lane, channels - 1), target + 4 * lane)
 
 
 @compiled
@@ -230,22 +91,22 @@ def _outputs(y, n, taps, rows, channels, scratch, K):
     frame = 4 * channels
     if channels < LANES:
         for i in range(n):
-            _tile(scratch, 0, taps, taps + VECTOR, rows + i * VECTOR, K)
+            tile_1_frame(scratch, 0, taps, taps + VECTOR, rows + i * VECTOR, K)
             for channel in range(channels):
-                _copy_float(scratch + 4 * channel, y + i * frame + 4 * channel)
+                copy_float(scratch + 4 * channel, y + i * frame + 4 * channel)
         return
     # The last tile ends with the last frame, and may compute some frames once more.
     done = 0
     while n - done > 4 and n >= 8:
         done = min(done, n - 8)
-        _tile_8_frames(y + done * frame, frame, taps, taps + VECTOR, rows + done * VECTOR, K)
+        tile_8_frames(y + done * frame, frame, taps, taps + VECTOR, rows + done * VECTOR, K)
         done += 8
     while done < n and n >= 4:
         done = min(done, n - 4)
-        _tile_4_frames(y + done * frame, frame, taps, taps + VECTOR, rows + done * VECTOR, K)
+        tile_4_frames(y + done * frame, frame, taps, taps + VECTOR, rows + done * VECTOR, K)
         done += 4
     while done < n:
-        _tile(y + done * frame, 0, taps, taps + VECTOR, rows + done * VECTOR, K)
+        tile_1_frame(y + done * frame, 0, taps, taps + VECTOR, rows + done * VECTOR, K)
         done += 1
 
 
@@ -275,7 +136,7 @@ def _convolve(
                 _pack(frame, row, N * VECTOR, stride, channels, first_block, last_block)
             else:
                 for block in range(first_block, last_block):
-                    _store_twice(zeros + block * stride, row + block * stride, N * VECTOR)
+                    store_twice(zeros + block * stride, row + block * stride, N * VECTOR)
         window = ring + (frames_in + first - (K - 1)) % N * VECTOR
         for block in range(first_block, last_block):
             out = y + 4 * (first - silent) * channels + _channel(block, channels)
@@ -302,16 +163,28 @@ def _convolve_frame(x, y, taps, ring, frames_in, since, K, channels, n_blocks):
         tap = taps + block * (1 + K) * VECTOR
         row = ring + block * (2 * N + SPARE_ROWS) * VECTOR
         begun = row + (2 * N + 2) * VECTOR
-        _store_twice(x + at, row + slot, N * VECTOR)
+        store_twice(x + at, row + slot, N * VECTOR)
         age = (frames_in + block) % AHEAD
         if age == 0:
-            _tile_ahead(begun, VECTOR, tap, tap + VECTOR, row + window, K)
+            tile_ahead(begun, VECTOR, tap, tap + VECTOR, row + window, K)
         if frames_in - age >= since:
             start, added = begun + age * VECTOR, K - age
         else:
             start, added = tap, 0
         rest = added * VECTOR
-        _tile(y + at, 0, start, tap + VECTOR + rest, row + window + rest, K - added)
+        tile_1_frame(y + at, 0, start, tap + VECTOR + rest, row + window + rest, K - added)
+
+
+@compiled
+def _claim(state):
+    """Mark a stream as in use; tell whether it was free. Its first 64 bits say so."""
+    return exchange(state, 0, 1) == 0
+
+
+@compiled
+def _release(state):
+    """Mark a stream as free, after all that was written to it."""
+    exchange(state, 1, 0)
 
 
 @compiled
@@ -328,7 +201,7 @@ def _is_plain(array):
         if array.shape[axis] != 1 and array.strides[axis] != stride:
             return array.size == 0
         stride *= array.shape[axis]
-    return array.size == 0 or _address(array) % 4 == 0
+    return array.size == 0 or address_of(array) % 4 == 0
 
 
 @compiled
@@ -349,7 +222,7 @@ def _fit(x, n_frames, y, n_outputs, batch_size, channels):
         return False
     if not _has_shape(y, n_outputs, batch_size, channels):
         return False
-    x_at, y_at = _address(x), _address(y)
+    x_at, y_at = address_of(x), address_of(y)
     return x.size == 0 or y.size == 0 or x_at + 4 * x.size <= y_at or y_at + 4 * y.size <= x_at
 
 
@@ -364,7 +237,7 @@ def _plan(x, out, state, channels, latency, padding, lengths):
     n_outputs = out.size // (batch_size * channels)
     if not _fit(x, n_frames, out, n_outputs, batch_size, channels):
         return n_frames, REFUSED
-    if _exchange(state, 0, 1):
+    if not _claim(state):
         return n_frames, IN_USE
     header = state.view(np.int64)
     fits = True
@@ -377,7 +250,7 @@ def _plan(x, out, state, channels, latency, padding, lengths):
             fits &= 0 <= lengths[row] <= n_frames
             fits &= _n_outputs(frames_in, lengths[row] + padding, latency) <= n_outputs
     if not fits:
-        header[0, BUSY] = 0
+        _release(state)
         return n_frames, REFUSED
     return n_frames, n_outputs
 
@@ -389,17 +262,17 @@ def _process_row(
 ):  # fmt: skip
     """Push a row's part of a chunk; fill the rest of its output with zeros."""
     length = lengths[row] if lengths.size else n_frames
-    ring = _address(state) + 4 * (row * state.shape[1] + HEADER)
-    y = _address(out) + 4 * row * n_outputs * channels
+    ring = address_of(state) + 4 * (row * state.shape[1] + HEADER)
+    y = address_of(out) + 4 * row * n_outputs * channels
     frames_in = state.view(np.int64)[row, FRAMES_IN]
     _convolve(
-        _address(x) + 4 * row * n_frames * channels, length, padding, y, _address(taps), ring,
+        address_of(x) + 4 * row * n_frames * channels, length, padding, y, address_of(taps), ring,
         frames_in, taps.shape[1] - 1, channels, latency, first_block, last_block,
     )  # fmt: skip
     zero = ring - 4
     for i in range(max(0, _n_outputs(frames_in, length + padding, latency)), n_outputs):
         for channel in range(first_block * LANES, min(last_block * LANES, channels)):
-            _copy_float(zero, y + 4 * (i * channels + channel))
+            copy_float(zero, y + 4 * (i * channels + channel))
 
 
 @compiled
@@ -409,7 +282,7 @@ def _finish(state, n_frames, lengths):
     for row in range(len(state)):
         header[row, FRAMES_IN] += lengths[row] if lengths.size else n_frames
         header[row, AHEAD_SINCE] = header[row, FRAMES_IN]
-    header[0, BUSY] = 0
+    _release(state)
 
 
 # --- What Python calls ---
@@ -424,35 +297,36 @@ def step(x, out, taps, state, channels, latency):
     n_rows, n_floats = state.shape
     if not _fit(x, 1, out, 1, n_rows, channels):
         return REFUSED
-    if _exchange(state, 0, 1):
+    if not _claim(state):
         return IN_USE
     header = state.view(np.int64)
     K = taps.shape[1] - 1
     n_outputs = _n_outputs(header[0, FRAMES_IN], 1, latency)
     for row in range(1, n_rows):
         if _n_outputs(header[row, FRAMES_IN], 1, latency) != n_outputs:
-            header[0, BUSY] = 0
+            _release(state)
             return REFUSED
     looks_ahead = n_outputs == 1 and K > AHEAD and channels >= LANES
     for row in range(n_rows):
         frames_in = header[row, FRAMES_IN]
-        frame = 4 * row * channels
-        ring = _address(state) + 4 * (row * n_floats + HEADER)
+        frame = address_of(x) + 4 * row * channels
+        y = address_of(out) + 4 * row * channels
+        ring = address_of(state) + 4 * (row * n_floats + HEADER)
         if looks_ahead:
+            since = header[row, AHEAD_SINCE]
             _convolve_frame(
-                _address(x) + frame, _address(out) + frame, _address(taps), ring, frames_in,
-                header[row, AHEAD_SINCE], K, channels, len(taps),
-            )  # fmt: skip
+                frame, y, address_of(taps), ring, frames_in, since, K, channels, len(taps)
+            )
         else:
             _convolve(
-                _address(x) + frame, 1, 0, _address(out) + frame, _address(taps), ring, frames_in,
-                K, channels, latency, 0, len(taps),
+                frame, 1, 0, y, address_of(taps), ring, frames_in, K, channels, latency,
+                0, len(taps),
             )  # fmt: skip
     for row in range(n_rows):
         header[row, FRAMES_IN] += 1
         if not looks_ahead:
             header[row, AHEAD_SINCE] = header[row, FRAMES_IN]
-    header[0, BUSY] = 0
+    _release(state)
     return n_outputs
 
 
@@ -493,11 +367,11 @@ def process_in_parallel(x, out, taps, state, channels, latency, padding, lengths
 
 @compiled_for()
 def copy_rows(state, rows, copy, expected, inward):
-    """Copy rows of a state to or from an array of as many rows, all but their BUSY.
+    """Copy rows of a state to or from an array of as many rows, all but whether it is in use.
 
     Answers REFUSED if a row is not at the `expected` frame; -1 is any. Else as `step` does.
     """
-    if _exchange(state, 0, 1):
+    if not _claim(state):
         return IN_USE
     header = state.view(np.int64)
     fits = True
@@ -505,13 +379,13 @@ def copy_rows(state, rows, copy, expected, inward):
         fits &= expected[i] == -1 or header[rows[i], FRAMES_IN] == expected[i]
     n_bytes = 4 * state.shape[1]
     for i in range(len(rows) if fits else 0):
-        own = _address(state) + rows[i] * n_bytes + 8
-        other = _address(copy) + i * n_bytes + 8
+        own = address_of(state) + rows[i] * n_bytes + 8
+        other = address_of(copy) + i * n_bytes + 8
         if inward:
-            _copy(other, own, n_bytes - 8)
+            copy_bytes(other, own, n_bytes - 8)
         else:
-            _copy(own, other, n_bytes - 8)
-    header[0, BUSY] = 0
+            copy_bytes(own, other, n_bytes - 8)
+    _release(state)
     return 0 if fits else REFUSED
 
 

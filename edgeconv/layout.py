@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeconv import kernels
+from edgeconv.vectors import LANES
 
 
 def _zeros(*shape: int) -> NDArray[np.float32]:
@@ -20,14 +21,14 @@ def _zeros(*shape: int) -> NDArray[np.float32]:
 
 def channels_of_lanes(channels: int) -> NDArray[np.intp]:
     """Return the channel that each lane of each block holds, (blocks, LANES)."""
-    first = np.arange(0, channels, kernels.LANES).clip(max=max(0, channels - kernels.LANES))
-    return (first[:, None] + np.arange(kernels.LANES)).clip(max=channels - 1)
+    first = np.arange(0, channels, LANES).clip(max=max(0, channels - LANES))
+    return (first[:, None] + np.arange(LANES)).clip(max=channels - 1)
 
 
 def pack_taps(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> NDArray[np.float32]:
     """Pack a weight (C, 1, K) and a bias (C,) into taps."""
     lanes = channels_of_lanes(len(bias))
-    taps = _zeros(len(lanes), 1 + weight.shape[2], kernels.LANES)
+    taps = _zeros(len(lanes), 1 + weight.shape[2], LANES)
     taps[:, 0] = bias[lanes]
     taps[:, 1:] = weight[lanes, 0].swapaxes(1, 2)
     taps.setflags(write=False)
@@ -52,8 +53,8 @@ class Ring:
         self._channels = channels
         self._context = kernel_size - 1
         self._period = self._context + kernels.PASS
-        n_blocks = -(-channels // kernels.LANES)
-        self._shape = (n_blocks, 2 * self._period + kernels.SPARE_ROWS, kernels.LANES)
+        n_blocks = -(-channels // LANES)
+        self._shape = (n_blocks, 2 * self._period + kernels.SPARE_ROWS, LANES)
         self.memory = _zeros(batch_size, kernels.HEADER + math.prod(self._shape))
         self.frames_in = _header(self.memory, kernels.FRAMES_IN)
         self._copy_rows = kernels.copy_rows(1).entry_point
@@ -64,7 +65,7 @@ class Ring:
         self._copy(rows, memory, np.full(len(rows), -1), inward=False)
         frames_in = _header(memory, kernels.FRAMES_IN).copy()
         latest = np.empty((len(rows), self._channels, self._context), np.float32)
-        lanes = min(kernels.LANES, self._channels)
+        lanes = min(LANES, self._channels)
         whole = self._channels // lanes
         for target, row, count in zip(latest, memory, frames_in.tolist(), strict=True):
             first = (count - self._context) % self._period

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from reference import same_bits
 
-from edgeconv import DepthwiseConvolution, compiling, kernels
+from edgeconv import DepthwiseConvolution, compiling, kernels, vectors
 
 ROOT = Path(__file__).parents[1]
 numba, event = compiling.numba, compiling.numba.core.event
@@ -132,7 +132,7 @@ def test_a_flipped_bit_is_never_linked(cache, source, monkeypatch):
     loaded = []
     monkeypatch.setattr(compiling.CompileResult, "_rebuild", lambda *_: loaded.append(1))
     signature = numba.float32, numba.float32  # stands for any
-    context = kernels.cpu_target.target_context
+    context = vectors.cpu_target.target_context
     monkeypatch.setattr(unused, "_name", lambda *_: file.name)
     unused.load_overload(signature, context)
     assert loaded == [1]

@@ -1,6 +1,7 @@
 """Signals whose handlers raise: a call has happened wholly or not at all, and can be repeated."""
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -51,11 +52,13 @@ def ticking(call):
         durations.append(perf_counter() - start)
     period = max(50e-6, 5 * min(durations))
     before = signal.signal(signal.SIGALRM, tick)
+    gc.disable()  # nothing that its callbacks raise comes out
     signal.setitimer(signal.ITIMER_REAL, period, period)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        gc.enable()
         signal.signal(signal.SIGALRM, before)
 
 
@@ -134,6 +137,7 @@ def interrupted_at(number, call):
         return count
 
     tracer = sys.gettrace()  # that of coverage, it may be
+    gc.disable()  # nothing that its callbacks raise comes out
     sys.settrace(count)
     try:
         call()
@@ -141,6 +145,7 @@ def interrupted_at(number, call):
         return True
     finally:
         sys.settrace(tracer)
+        gc.enable()
     return False
 
 
