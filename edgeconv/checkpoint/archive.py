@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 from edgeconv.checkpoint.error import CheckpointError, damaged, shown
 from edgeconv.checkpoint.mapping import exactly
 
-__all__ = ["Archive"]
+__all__ = ["DEFLATED", "INFLATED_RATIO", "Archive"]
 
 RECORDS = 2**18  # the largest models have some thousand
 INFLATED_FLOOR = 2**26  # bytes that deflated records may always take
@@ -54,6 +54,7 @@ class Archive:
     """The records of a zip file by name, in the order of their data; folders are left out."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
+        self.size = size
         self.records = _records(*_directory(file, size))
         inflated = sum(r.size for r in self.records.values() if r.method == DEFLATED)
         if inflated > max(INFLATED_FLOOR, INFLATED_RATIO * size):

@@ -17,7 +17,7 @@ from edgeconv.checkpoint.error import CheckpointError, damaged
 
 __all__ = ["Global", "Object", "load"]
 
-OPCODES = 2**22  # a large training checkpoint takes some 100,000
+OPCODES = 2**21  # a large training checkpoint takes some 100,000
 NAME_CHARACTERS = 2**8  # of a module or a class
 LINE_BYTES = 2**10  # with such a name
 
