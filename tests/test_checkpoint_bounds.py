@@ -55,6 +55,13 @@ def header(text):
         torch_files.saved(doubled([], 60)),
         b"".join(torch_files.legacy(doubled(one, 60))),
         pickle_file(b"(" * 2**18),
+        pickle_file(  # a list of 2,000 pairs, and 2,000 dictionaries of it
+            b"ccollections\nOrderedDict\nq\0](](NNeq\1"
+            + b"h\1" * 2000
+            + b"e\x85q\2("
+            + b"h\0h\2R" * 2000
+            + b"t."
+        ),
         pickle_file(b"}" * 2**18),
         pickle_file(b"]" * 2**24),
         pickle_file(b"N" + b"\x94" * 2**18),
