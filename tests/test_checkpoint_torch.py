@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 from torch_files import Call, Storage, named, tensor, untyped_view, view
 
 from edgeconv.checkpoint import CheckpointError, read_checkpoint
+from edgeconv.checkpoint.tensors import none_found
 
 DTYPES = ["?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8"]
 arrays = hnp.arrays(st.sampled_from(DTYPES), hnp.array_shapes(min_dims=0, min_side=0, max_side=3))
@@ -326,12 +327,20 @@ def test_nothing_is_executed(target, tmp_path, protocol):
 
 def test_a_pickled_module_is_refused(target):
     module = Call(named("torch.nn", "Linear"), (), {"_parameters": {"weight": tensor([1.0])}})
-    with pytest.raises(
-        CheckpointError, match=r"whole pickled module, 'torch\.nn\.Linear'; save `m"
-    ):
+    remedy = r"a whole pickled module, 'torch\.nn\.Linear'; save `model\.state_dict\(\)` instead of"
+    with pytest.raises(CheckpointError, match=f"found only {remedy}"):
         read(target, module)
-    with pytest.raises(CheckpointError, match=r"whole pickled module, 'torch\.nn\.Linear'"):
+    with pytest.raises(CheckpointError, match=rf"only others, such as 'model\.0' of {remedy}"):
         read(target, {"model": [module]})
+    checkpoint = read(target, {"model": module, "optimizer": [tensor(np.float32([1]))]})
+    assert list(checkpoint) == ["optimizer.0"]
+    assert list(checkpoint.unlisted) == ["model"]
+    with pytest.raises(CheckpointError, match=f"'model' must be a .* float tensor, found {remedy}"):
+        checkpoint["model"]
+    assert none_found(checkpoint) == (
+        "there is 'model', a whole pickled module, 'torch.nn.Linear': "
+        "save `model.state_dict()` instead of `model`"
+    )
     with pytest.raises(CheckpointError, match="found only others, such as 'c' of complex64; conv"):
         read(target, {"c": tensor(np.complex64([1]))})
     with pytest.raises(CheckpointError, match="integer or float tensor, found none"):

@@ -79,12 +79,6 @@ def contents(
     """Describe the tensors in the value of a pickle."""
     search = _Search(min(VISITS, VISITS_PER_BYTE * pickle_size))
     search.visit(root, "", 0)
-    if not search.found and search.module is not None:
-        raise CheckpointError(
-            "the file must hold a state dict",
-            f"a whole pickled module, {shown(search.module)}",
-            "save `model.state_dict()` instead of `model` with `torch.save`",
-        )
     views = Views(search.found.values(), fetch, deflated)
     entries = {
         name: Entry(tensor.spec, views.reader(tensor), tensor.remedy)
@@ -98,7 +92,6 @@ class _Search:
 
     def __init__(self, visits: int) -> None:
         self.found: dict[str, Tensor] = {}
-        self.module: str | None = None
         self.limit = self.visits_left = visits
         self.characters_left = NAMES_CHARACTERS
 
@@ -106,16 +99,16 @@ class _Search:
         """Add every tensor under its dotted name, in the order of the file."""
         check_name(name)
         self.characters_left -= len(name)
+        items = value.items if isinstance(value, Object) else ()
+        if isinstance(value, Object) and isinstance(value.state, Object):
+            self.visits_left -= len(value.state.items)
+            if any(key == "_parameters" for key, _ in value.state.items):
+                spec = TensorSpec(f"a whole pickled module, {shown(value.kind)}", ())
+                value = Tensor(spec, remedy="save `model.state_dict()` instead of `model`")
         if isinstance(value, Tensor):
             if name in self.found:
                 raise damaged("the names of tensors must differ", f"{shown(name)} twice")
             self.found[name] = value
-        items = value.items if isinstance(value, Object) else ()
-        attributes = value.state if isinstance(value, Object) else None
-        if isinstance(value, Object) and isinstance(attributes, Object):
-            self.visits_left -= len(attributes.items)
-            is_module = any(key == "_parameters" for key, _ in attributes.items)
-            self.module = value.kind if is_module else self.module
         for key, child in enumerate(value) if isinstance(value, (list, tuple)) else items:
             self.visits_left -= 1
             if (
