@@ -363,7 +363,10 @@ v2, v3 = "_rebuild_tensor_v2", "_rebuild_tensor_v3"
     ("tree", "match"),
     [
         ({"a": {"b": one}, "a.b": one}, "names of tensors must differ, found 'a.b' twice"),
-        ({1: one, "1": one}, "names of tensors must differ"),
+        ({1: one, "1": one}, "keys of a dictionary must differ, found '1' twice"),
+        ({1: {"a": one}, "1": {"b": one}}, "keys of a dictionary must differ, found '1' twice"),
+        (function(v2, typed(1), 0, (1,), (1,), False, 0), f"must call {v2} with its arguments"),
+        (function("_rebuild_parameter", one, 1, {}), "must call _rebuild_parameter with"),
         ({"x" * 5000: one}, "the name of a tensor must be UTF-8 text of at most 4096 characters"),
         ({"\ud800": one}, r"UTF-8 text of at most 4096 characters, found '\\ud800'; rename"),
         (function(v2, 1, 0, (), (), False, {}), f"must call {v2} with its arguments"),

@@ -51,7 +51,7 @@ def read(file: BinaryIO, archive: Archive, stem: str) -> Contents:
         )
     storages = Storages(byte_order, byte_order)
     stream = io.BytesIO(archive.read(file, pickle))
-    with naming(record=pickle):
+    with naming(record=shown(pickle)):
         root = load(stream, size, rebuild, storages.described)
         if stream.tell() != size:
             raise damaged("the pickle must end with its value", "more")
@@ -109,6 +109,7 @@ class _Search:
             if name in self.found:
                 raise damaged("the names of tensors must differ", f"{shown(name)} twice")
             self.found[name] = value
+        labels = set()
         for key, child in enumerate(value) if isinstance(value, (list, tuple)) else items:
             self.visits_left -= 1
             if (
@@ -124,7 +125,11 @@ class _Search:
                 )
             # What lies under a key that is neither text nor a number has no name.
             if isinstance(child, (Tensor, Object, list, tuple)) and isinstance(key, (str, int)):
-                self.visit(child, f"{name}.{key}" if depth else str(key), depth + 1)
+                label = str(key)
+                if label in labels:
+                    raise damaged("the keys of a dictionary must differ", f"{shown(label)} twice")
+                labels.add(label)
+                self.visit(child, f"{name}.{label}" if depth else label, depth + 1)
 
 
 class Storages:
@@ -167,13 +172,22 @@ def rebuild(name: str, arguments: tuple[object, ...]) -> object:
     match function.removeprefix("_rebuild_"), arguments:
         case "tensor", (Storage() as s, offset, size, steps):
             return _tensor(s, s.dtype, offset, size, steps, [])
-        case "tensor_v2", (Storage() as s, offset, size, steps, bool(), _, *flags):
+        case "tensor_v2", (Storage() as s, offset, size, steps, bool(), Object() | None, *flags):
             return _tensor(s, s.dtype, offset, size, steps, flags)
-        case "tensor_v3", (Storage() as s, offset, size, steps, bool(), _, Global(kind), *flags):
+        case "tensor_v3", (
+            Storage() as s,
+            offset,
+            size,
+            steps,
+            bool(),
+            Object() | None,
+            Global(kind),
+            *flags,
+        ):
             return _tensor(s, _dtype(kind), offset, size, steps, flags)
-        case ("parameter", (Tensor() as tensor, bool(), _)) | (
+        case ("parameter", (Tensor() as tensor, bool(), Object() | None)) | (
             "parameter_with_state",
-            (Tensor() as tensor, bool(), _, _),
+            (Tensor() as tensor, bool(), Object() | None, _),
         ):
             return tensor
         case ("parameter" | "parameter_with_state", (Object(kind=kind), *_)):
