@@ -179,10 +179,13 @@ def test_parameters_and_tensors_with_attributes(target):
     weight = tensor(np.float32([1]))
     with_state = named("torch._utils", "_rebuild_parameter_with_state")
     from_type = named("torch._tensor", "_rebuild_from_type_v2")
+    old = named("torch.tensor", "_rebuild_from_type")
     tree = {
         "p": torch_files.parameter(np.float32([2])),
         "s": Call(with_state, (weight, True, {}, {"tag": 1})),
         "t": Call(from_type, (weight.function, named("torch", "Tensor"), weight.arguments, {})),
+        "old": Call(old, (weight.function, named("my", "Tensor"), weight.arguments, {})),
+        "own": Call(from_type, (named("my", "rebuild"), named("my", "Tensor"), (), {})),
         "size": Call(named("torch", "Size"), ((3, 4),)),
     }
     checkpoint = read(target, tree)
@@ -190,7 +193,9 @@ def test_parameters_and_tensors_with_attributes(target):
         "p": [2],
         "s": [1],
         "t": [1],
+        "old": [1],
     }
+    assert checkpoint.spec("own").dtype == "'my.rebuild'"
 
 
 def test_tied_tensors_share_memory_while_they_are_held(target):

@@ -31,6 +31,7 @@ _STORAGES |= {"Bool": "bool", "Byte": "uint8", "Char": "int8", "Short": "int16",
 _STORAGES |= {"Long": "int64", "ComplexFloat": "complex64", "ComplexDouble": "complex128"}
 _STORAGES |= {"QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "Untyped": "uint8"}
 _STORAGES |= {"QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4"}
+_REBUILDERS = ("torch._utils", "torch._tensor", "torch.tensor")  # modules of functions, by age
 
 
 def read(file: BinaryIO, archive: Archive, stem: str) -> Contents:
@@ -166,8 +167,8 @@ def rebuild(name: str, arguments: tuple[object, ...]) -> object:
             return size
         case "collections.OrderedDict", (list(pairs),):
             return _ordered(name, pairs)
-    function = name.removeprefix("torch._utils.").removeprefix("torch._tensor.")
-    if function == name or not function.startswith("_rebuild_"):
+    module, _, function = name.rpartition(".")
+    if module not in _REBUILDERS or not function.startswith("_rebuild_"):
         return None
     match function.removeprefix("_rebuild_"), arguments:
         case "tensor", (Storage() as s, offset, size, steps):
@@ -192,11 +193,14 @@ def rebuild(name: str, arguments: tuple[object, ...]) -> object:
             return tensor
         case ("parameter" | "parameter_with_state", (Object(kind=kind), *_)):
             return Tensor(TensorSpec(shown(kind), ()))  # of a subclass with a function of its own
-        case "from_type_v2", (Global(inner), Global(), tuple(view), _) if "_type_" not in inner:
-            return rebuild(inner, view)
+        case (
+            "from_type" | "from_type_v2",
+            (Global(inner), Global(), tuple(view), _),
+        ) if "_from_type" not in inner:
+            return rebuild(inner, view) or Tensor(TensorSpec(shown(inner), ()))
         case (
             ("tensor" | "tensor_v2" | "tensor_v3" | "parameter" | "parameter_with_state")
-            | "from_type_v2",
+            | ("from_type" | "from_type_v2"),
             _,
         ):
             raise damaged(f"the pickle must call {function} with its arguments", "others")
