@@ -143,7 +143,7 @@ def load_state(path: str | os.PathLike[str]) -> StreamState | dict[str, StreamSt
         If it is missing, or may not be read.
     """
     checkpoint = read_checkpoint(path)
-    with naming(checkpoint.path):
+    with naming(checkpoint.path, checkpoint.format):
         header = parse_object(checkpoint.header or "{}", "the header of a state")
         if header.get("format") != FORMAT:
             raise CheckpointError(

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 from torch_files import Call, Storage, named, tensor, untyped_view, view
 
 from edgeconv.checkpoint import CheckpointError, read_checkpoint
+from edgeconv.checkpoint.tensors import none_found
 
 DTYPES = ["?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8"]
 arrays = hnp.arrays(st.sampled_from(DTYPES), hnp.array_shapes(min_dims=0, min_side=0, max_side=3))
@@ -178,10 +179,13 @@ def test_parameters_and_tensors_with_attributes(target):
     weight = tensor(np.float32([1]))
     with_state = named("torch._utils", "_rebuild_parameter_with_state")
     from_type = named("torch._tensor", "_rebuild_from_type_v2")
+    old = named("torch.tensor", "_rebuild_from_type")
     tree = {
         "p": torch_files.parameter(np.float32([2])),
         "s": Call(with_state, (weight, True, {}, {"tag": 1})),
         "t": Call(from_type, (weight.function, named("torch", "Tensor"), weight.arguments, {})),
+        "old": Call(old, (weight.function, named("my", "Tensor"), weight.arguments, {})),
+        "own": Call(from_type, (named("my", "rebuild"), named("my", "Tensor"), (), {})),
         "size": Call(named("torch", "Size"), ((3, 4),)),
     }
     checkpoint = read(target, tree)
@@ -189,7 +193,9 @@ def test_parameters_and_tensors_with_attributes(target):
         "p": [2],
         "s": [1],
         "t": [1],
+        "old": [1],
     }
+    assert checkpoint.spec("own").dtype == "'my.rebuild'"
 
 
 def test_tied_tensors_share_memory_while_they_are_held(target):
@@ -282,9 +288,11 @@ def test_complex_quantized_sparse_and_other_tensors_are_not_listed(target):
         "complex": tensor(np.complex64([1j])),
         "quantized": Call(named(utils, "_rebuild_qtensor"), (quantized, 0, (3,), (1,), (), False)),
         "sparse": Call(named(utils, "_rebuild_sparse_tensor"), ("coo", (values, values, (9,)))),
-        "odd": Call(named(utils, "_rebuild_sparse_tensor"), ("coo", ())),
+        "odd": Call(named(utils, "_rebuild_sparse_tensor"), ("coo", (1, 2, 3, 4, values))),
         "meta": Call(named(utils, "_rebuild_meta_tensor_no_storage"), ()),
         "packed": untyped_view(b"ab", "float4_e2m1fn_x2", 0, [2], [1]),
+        "unknown": untyped_view(b"ab", "x\x1b", 0, [2], [1]),
+        "own": Call(named(utils, "_rebuild_parameter"), (Call(named("a", "B"), ()), True, {})),
     }
     checkpoint = read(target, tree)
     assert list(checkpoint) == ["good"]
@@ -295,9 +303,11 @@ def test_complex_quantized_sparse_and_other_tensors_are_not_listed(target):
         "odd": "sparse",
         "meta": "'meta_tensor_no_storage'",
         "packed": "float4_e2m1fn_x2",
+        "unknown": r"'torch.x\\x1b'",
+        "own": "'a.B'",
     }.items():
         assert name not in checkpoint
-        match = f"'{name}' must be a Boolean, integer or float tensor, found {dtype}; convert it"
+        match = f"'{name}' must be a Boolean, integer or float tensor, found {dtype}; "
         with pytest.raises(CheckpointError, match=match):
             checkpoint[name]
 
@@ -322,12 +332,20 @@ def test_nothing_is_executed(target, tmp_path, protocol):
 
 def test_a_pickled_module_is_refused(target):
     module = Call(named("torch.nn", "Linear"), (), {"_parameters": {"weight": tensor([1.0])}})
-    with pytest.raises(
-        CheckpointError, match=r"whole pickled module, 'torch\.nn\.Linear'; save `m"
-    ):
+    remedy = r"a whole pickled module, 'torch\.nn\.Linear'; save `model\.state_dict\(\)` instead of"
+    with pytest.raises(CheckpointError, match=f"found only {remedy}"):
         read(target, module)
-    with pytest.raises(CheckpointError, match=r"whole pickled module, 'torch\.nn\.Linear'"):
+    with pytest.raises(CheckpointError, match=rf"only others, such as 'model\.0' of {remedy}"):
         read(target, {"model": [module]})
+    checkpoint = read(target, {"model": module, "optimizer": [tensor(np.float32([1]))]})
+    assert list(checkpoint) == ["optimizer.0"]
+    assert list(checkpoint.unlisted) == ["model"]
+    with pytest.raises(CheckpointError, match=f"'model' must be a .* float tensor, found {remedy}"):
+        checkpoint["model"]
+    assert none_found(checkpoint) == (
+        "there is 'model', a whole pickled module, 'torch.nn.Linear': "
+        "save `model.state_dict()` instead of `model`"
+    )
     with pytest.raises(CheckpointError, match="found only others, such as 'c' of complex64; conv"):
         read(target, {"c": tensor(np.complex64([1]))})
     with pytest.raises(CheckpointError, match="integer or float tensor, found none"):
@@ -350,24 +368,40 @@ v2, v3 = "_rebuild_tensor_v2", "_rebuild_tensor_v3"
     ("tree", "match"),
     [
         ({"a": {"b": one}, "a.b": one}, "names of tensors must differ, found 'a.b' twice"),
-        ({1: one, "1": one}, "names of tensors must differ"),
+        ({1: one, "1": one}, "keys of a dictionary must differ, found '1' twice"),
+        ({1: {"a": one}, "1": {"b": one}}, "keys of a dictionary must differ, found '1' twice"),
+        (function(v2, typed(1), 0, (1,), (1,), False, 0), f"must call {v2} with its arguments"),
+        (function("_rebuild_parameter", one, 1, {}), "must call _rebuild_parameter with"),
         ({"x" * 5000: one}, "the name of a tensor must be UTF-8 text of at most 4096 characters"),
         ({"\ud800": one}, r"UTF-8 text of at most 4096 characters, found '\\ud800'; rename"),
         (function(v2, 1, 0, (), (), False, {}), f"must call {v2} with its arguments"),
         (function(v2, typed(1)), f"must call {v2} with its arguments"),
         (function("_rebuild_parameter", 1, True, {}), "must call _rebuild_parameter with"),
         (function("_rebuild_from_type_v2", named("t", "_rebuild_from_type_v2")), "_from_type_v2"),
-        ({"x": view(typed(1), True, [1], [1])}, "an offset, a size and strides"),
-        ({"x": view(typed(1), -1, [1], [1])}, "an offset, a size and strides"),
-        ({"x": view(typed(1), 0, [1.0], [1])}, "an offset, a size and strides"),
-        ({"x": view(typed(1), 0, [1], [2**63])}, "an offset, a size and strides"),
-        (function(v2, typed(1), 0, [1], (1,), False, {}), "an offset, a size and strides"),
+        ({"x": view(typed(1), True, [1], [1])}, "an offset, a size, strides and one"),
+        ({"x": view(typed(1), -1, [1], [1])}, "an offset, a size, strides and one"),
+        ({"x": view(typed(1), 0, [1.0], [1])}, "an offset, a size, strides and one"),
+        ({"x": view(typed(1), 0, [1], [2**63])}, "an offset, a size, strides and one"),
+        (function(v2, typed(1), 0, [1], (1,), False, {}), "an offset, a size, strides and one"),
+        ({"x": view(typed(1), 0, [1], [1], {}, {})}, "strides and one set of flags, found some"),
         ({"x": view(typed(1), 0, [1], [])}, "a tensor of 1 dimensions must have as many strides"),
         ({"x": view(typed(1), 0, [1] * 33, [1] * 33)}, r"at most 32 dimensions and 2\*\*58"),
         ({"x": view(typed(1), 0, [2**40, 2**40], [0, 0])}, r"dimensions and 2\*\*58 elements"),
         ({"x": view(typed(1), 1, [1], [1])}, "lie within its storage of 4 bytes, found size"),
         ({"x": view(typed(1), 0, [2], [1])}, "lie within its storage of 4 bytes"),
         ({"x": view(typed(2), 0, [1], [1])}, "'archive/data/0' must have 8 bytes, found 4"),
+        (
+            {"x": view(Storage(b"abcd", "ComplexFloat", 1), 0, [1], [1])},
+            "data/0' must have 8 bytes",
+        ),
+        ({"x": view(Storage(b"12345678", "ComplexFloat", 1), 0, [2], [1])}, "lie within its stor"),
+        (
+            {
+                "x": view(Storage(b"abcd", "Float", 1, key="7"), 0, [1], [1]),
+                "y": view(Storage(b"abcd", "Int", 1, key="7"), 0, [1], [1]),
+            },
+            "storage '7' must have one type and size, found two",
+        ),
         ({"x": view(Storage(b"", "Float", -1), 0, [1], [1])}, "describe storages by type, key"),
         ({"x": view(Storage(b"", "Float", True), 0, [1], [1])}, "describe storages by type, key"),
         ({"x": view(typed(1), 0, [1], [1], {"neg": 1})}, "must be 'neg' or nothing"),
@@ -406,8 +440,18 @@ def test_endless_containers_are_refused(target, monkeypatch):
     for _ in range(40):
         many, none = [many, many], [none, none]
     for tree in (deep, many, none):
-        with pytest.raises(CheckpointError, match="at most 64 deep and hold at most 16384 values"):
+        with pytest.raises(CheckpointError, match="must nest at most 64 deep and hold"):
             read(target, tree)
+    state = {str(index): None for index in range(1000)}
+    objects = [Call(named("a", "B"), (), state) for _ in range(1000)]
+    limit = 16 * len(torch_files.pickled(objects)[0])
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=f"hold at most {limit} values"):
+        read(target, objects)
+    monkeypatch.setattr("edgeconv.checkpoint.pytorch.NAMES_CHARACTERS", 99)
+    read(target, {"x" * 33: [one], "y": one})
+    with pytest.raises(CheckpointError, match="and 99 characters of names, found more"):
+        read(target, {"x" * 33: [[one]], "y": one})
 
 
 PICKLES = [
@@ -424,7 +468,9 @@ PICKLES = [
     (b"\x80\x02R.", "pickle must be complete, found a broken one"),
     (b"\x80\x02i", "opcodes of protocols 2 to 5 that describe values, found opcode 69"),
     (b"\x80\x02X\x01\x00\x00\x00\xff.", "text in the pickle must be UTF-8"),
-    (b"\x80\x02cos", "pickle must be complete, found its end"),
+    (b"\x80\x02cos", "name classes by short texts, found a long one, or its end"),
+    (b"\x80\x02c" + b"x" * 1025, "name classes by short texts, found a long one, or its end"),
+    (b"\x80\x02NN.", "must end with its value, found more"),
     (b"\x80\x02NN\x93.", "name classes by short texts, found NoneType"),
     (b"\x80\x02c" + b"x" * 300 + b"\nsystem\n.", "name classes by short texts"),
     (b"\x80\x02N)R.", "must call a class or function, found NoneType"),

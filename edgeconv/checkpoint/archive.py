@@ -8,15 +8,15 @@ archives without checksums; this reader is the other way round in each case.
 from __future__ import annotations
 
 import itertools
-import os
 import struct
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from edgeconv.checkpoint.error import CheckpointError, damaged, shown
+from edgeconv.checkpoint.mapping import exactly
 
-__all__ = ["Archive"]
+__all__ = ["DEFLATED", "INFLATED_RATIO", "Archive"]
 
 RECORDS = 2**18  # the largest models have some thousand
 INFLATED_FLOOR = 2**26  # bytes that deflated records may always take
@@ -54,6 +54,7 @@ class Archive:
     """The records of a zip file by name, in the order of their data; folders are left out."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
+        self.size = size
         self.records = _records(*_directory(file, size))
         inflated = sum(r.size for r in self.records.values() if r.method == DEFLATED)
         if inflated > max(INFLATED_FLOOR, INFLATED_RATIO * size):
@@ -73,7 +74,7 @@ class Archive:
         record = self.records[name]
         stop = record.size if stop is None else stop
         if record.method == STORED and name in self._verified:
-            return _exactly(file, _data_start(file, record) + start, stop - start, shown(name))
+            return exactly(file, _data_start(file, record) + start, stop - start, shown(name))
         part = bytearray(stop - start)
         position = crc = 0
         for chunk in _chunks(file, record):
@@ -101,17 +102,17 @@ class Archive:
 def _directory(file: BinaryIO, size: int) -> tuple[bytes, int, int]:
     """Return the central directory, its number of entries and its position."""
     end_position = size - END.size
-    end = END.unpack(_exactly(file, end_position, END.size, "the end of the archive"))
+    end = END.unpack(exactly(file, end_position, END.size, "the end of the archive"))
     signature, *disks, entries, total, length, start, comment = end
     if signature != b"PK\x05\x06" or comment:
         raise damaged("a zip archive must end with its directory's end record", CUT)
     locator_position = end_position - END64_LOCATOR.size
     if locator_position >= 0:
-        raw = _exactly(file, locator_position, END64_LOCATOR.size, "the end of the archive")
+        raw = exactly(file, locator_position, END64_LOCATOR.size, "the end of the archive")
         signature, _, position, _ = END64_LOCATOR.unpack(raw)
         if signature == b"PK\x06\x07":
             end_position = locator_position - END64.size
-            raw = _exactly(file, end_position, END64.size, "the 64-bit end of the archive")
+            raw = exactly(file, end_position, END64.size, "the 64-bit end of the archive")
             signature, _, _, _, *disks, entries, total, length, start = END64.unpack(raw)
             if signature != b"PK\x06\x06" or position != end_position:
                 raise damaged("the zip archive must have a 64-bit end record", "other bytes")
@@ -125,7 +126,7 @@ def _directory(file: BinaryIO, size: int) -> tuple[bytes, int, int]:
         raise CheckpointError(
             f"the zip archive must have at most {RECORDS} records", str(total), "save less in it"
         )
-    return _exactly(file, start, length, "the zip archive's directory"), total, start
+    return exactly(file, start, length, "the zip archive's directory"), total, start
 
 
 def _records(directory: bytes, total: int, directory_start: int) -> dict[str, Record]:
@@ -180,23 +181,26 @@ def _record(directory: bytes, position: int) -> tuple[Record, int]:
 
 def _wide(extra: bytes, narrow: tuple[int, int, int], name: str) -> list[int]:
     """Replace the numbers that do not fit 32 bits by those of the 64-bit extra field."""
-    wide = b""
-    while len(extra) >= 4:
-        kind, length = struct.unpack_from("<2H", extra)
+    fields = []
+    position = 0
+    while position + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, position)
+        position += 4 + length
         if kind == 1:
-            wide = extra[4 : 4 + length]
-        extra = extra[4 + length :]
+            fields.append(extra[position - length : position])
+    wide = fields[0] if len(fields) == 1 else b""
     numbers = iter([number for (number,) in struct.iter_unpack("<Q", wide[: len(wide) // 8 * 8])])
     values = [next(numbers, -1) if value == IN_ZIP64 else value for value in narrow]
     if -1 in values:
-        raise damaged(f"record {shown(name)} must state its 64-bit size", "none")
+        expected = f"record {shown(name)} must state its 64-bit size once"
+        raise damaged(expected, "none" if not fields else "others")
     return values
 
 
 def _data_start(file: BinaryIO, record: Record) -> int:
     """Check the header in front of a record's data; return the position after it."""
     what = f"record {shown(record.name)}"
-    raw = _exactly(file, record.start, LOCAL.size, what)
+    raw = exactly(file, record.start, LOCAL.size, what)
     signature, _, flags, method, _, _, *numbers, name_length, extra_length = LOCAL.unpack(raw)
     start: int = record.start + LOCAL.size + name_length + extra_length
     stated = (record.crc, record.stored_size, record.size)
@@ -239,17 +243,6 @@ def _chunks(file: BinaryIO, record: Record, count: int = CHUNK) -> Iterator[byte
             yield piece
     if inflater and (not inflater.eof or inflater.unused_data or produced != record.size):
         raise damaged(f"record {shown(record.name)} must inflate to {record.size} bytes", "others")
-
-
-def _exactly(file: BinaryIO, position: int, count: int, what: str) -> bytes:
-    """Read `count` bytes at `position`, which may lie outside the file."""
-    size = file.seek(0, os.SEEK_END)
-    # Checked first: `read` would allocate whatever the file claims.
-    inside = 0 <= position <= size - count
-    data = file.read(count) if inside and file.seek(position) == position else b""
-    if len(data) != count:
-        raise damaged(f"{what} must lie within the file's {size} bytes", f"byte {position}")
-    return data
 
 
 def _cut_short(record: Record) -> CheckpointError:
