@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -98,8 +100,30 @@ def check_out(
         raise ValueError(
             f"`out` must be C-contiguous, aligned and writable, got one that is {lacks[0]}"
         )
-    if np.shares_memory(out, x):
+    if np.shares_memory(out, x) or _share_a_file(out, x):
         raise ValueError(f"`out` must not overlap `{name}`, got two arrays that share memory")
+
+
+def _share_a_file(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    """Tell whether two arrays are maps of the same bytes of a file, at whatever addresses."""
+    (file, start, end), (other_file, other_start, other_end) = _mapped(a), _mapped(b)
+    if not (start < other_end and other_start < end):
+        return False
+    with contextlib.suppress(OSError):  # one has been removed
+        return Path(file).samefile(other_file)
+    return False
+
+
+def _mapped(array: NDArray[Any]) -> tuple[str, int, int]:
+    """Return the file that an array is a map of, and from where to where; no bytes for others."""
+    root: Any = array
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    if not isinstance(root, np.memmap) or root.filename is None or array.size == 0:
+        return "", 0, 0
+    reach = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
+    start = root.offset + array.ctypes.data - root.ctypes.data + sum(min(0, r) for r in reach)
+    return str(root.filename), start, start + sum(map(abs, reach)) + array.itemsize
 
 
 def check_lengths(lengths: object, batch_size: int | None, n_frames: int) -> NDArray[np.int64]:

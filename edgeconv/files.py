@@ -54,14 +54,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     mode = _permissions(target, path)
     temporary = target.with_name(f".edgeconv-{secrets.token_hex(8)}.tmp")
     try:
-        # `os.open` rather than `tempfile`, so that the umask decides the permissions.
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        with os.fdopen(descriptor, "w+b") as file:
+        # Not by `tempfile`: the umask decides the permissions of a new file.
+        with temporary.open("x+b") as file:
             if mode is not None:
-                os.fchmod(descriptor, mode)
+                os.fchmod(file.fileno(), mode)
             yield file
             file.flush()
-            os.fsync(descriptor)
+            os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -87,11 +86,11 @@ def _permissions(target: Path, path: str | os.PathLike[str]) -> int | None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make the new name durable, on file systems that can."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        # The file is complete and in place: a file system that cannot sync a directory is no error.
-        with contextlib.suppress(OSError):
+    """Make the new name durable, on file systems that can and where we may."""
+    # The file is complete and in place: that this cannot be done is no error.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)

@@ -178,7 +178,7 @@ def convert(
     source : str or path-like
         A file that `read_checkpoint` can read.
     target : str or path-like
-        The file to write, under exactly this path; not `source`.
+        The file to write, under exactly this path; neither `source` nor `config`.
     prefixes : iterable of str, optional
         Which ones, in this order; by default all of them.
     causal : bool, optional
@@ -199,7 +199,7 @@ def convert(
     ImportError
         If `config` is given and PyYAML is missing.
     TypeError, ValueError
-        If `prefixes` is not an iterable of different prefixes, or if `target` is `source`.
+        If `prefixes` is not an iterable of different prefixes, or if `target` is an input.
     OSError
         If the target cannot be written; it is then as it was.
 
@@ -211,9 +211,10 @@ def convert(
     wanted = None if prefixes is None else _wanted(prefixes)
     source, target = as_text("source", source), as_text("target", target)
     checkpoint = read_checkpoint(source)
-    if Path(target).exists() and Path(target).samefile(source):
-        raise ValueError(f"`target` must be another file than the source, got {target!r}")
     configuration = None if config is None else read_configuration(config)
+    for name, path in (("the source", source), ("`config`", config)):
+        if path is not None and Path(target).exists() and Path(target).samefile(path):
+            raise ValueError(f"`target` must be another file than {name}, got {target!r}")
     if configuration is not None:
         configuration.check_causal(causal)
         causal = configuration.causal

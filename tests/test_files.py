@@ -87,6 +87,16 @@ def test_targets_that_cannot_be_replaced(tmp_path):
         pass
 
 
+def test_a_directory_that_cannot_be_opened_is_not_synced(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with replacing(tmp_path / "file") as file:
+        file.write(b"abc")
+        monkeypatch.setattr(os, "open", refuse)
+    assert (tmp_path / "file").read_bytes() == b"abc"
+
+
 def test_a_file_system_that_cannot_sync_a_directory(tmp_path, monkeypatch):
     calls = []
 
