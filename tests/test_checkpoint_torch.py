@@ -351,8 +351,8 @@ v2, v3 = "_rebuild_tensor_v2", "_rebuild_tensor_v3"
     [
         ({"a": {"b": one}, "a.b": one}, "names of tensors must differ, found 'a.b' twice"),
         ({1: one, "1": one}, "names of tensors must differ"),
-        ({"x" * 5000: one}, "the name of a tensor must be UTF-8 text of at most 4096 characters"),
-        ({"\ud800": one}, r"UTF-8 text of at most 4096 characters, found '\\ud800'; rename"),
+        ({"x" * 5000: one}, "the name of a tensor must be UTF-8 text of at most 2048 characters"),
+        ({"\ud800": one}, r"UTF-8 text of at most 2048 characters, found '\\ud800'; rename"),
         (function(v2, 1, 0, (), (), False, {}), f"must call {v2} with its arguments"),
         (function(v2, typed(1)), f"must call {v2} with its arguments"),
         (function("_rebuild_parameter", 1, True, {}), "must call _rebuild_parameter with"),

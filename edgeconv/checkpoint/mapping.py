@@ -15,7 +15,7 @@ from edgeconv.checkpoint.error import CheckpointError, naming, shown
 
 __all__ = ["Checkpoint", "Contents", "Entry", "Stamp", "TensorSpec", "check_name", "open_regular"]
 
-NAME_CHARACTERS = 2**12
+NAME_CHARACTERS = 2**11
 UNLISTED = "convert it in PyTorch or NumPy and save it again"
 
 

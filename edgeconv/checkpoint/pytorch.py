@@ -22,8 +22,8 @@ __all__ = ["read"]
 
 PICKLE_BYTES = 2**27
 DEPTH = 64  # of containers within containers
-VISITS = 2**21  # values looked at in search of tensors
-TENSORS = 2**18
+VISITS = 2**20  # values looked at in search of tensors
+TENSORS = 2**16
 OVERLAP = 4  # bytes of tensors per byte of storage, beyond which views share one copy
 
 _STORAGES = {"BFloat16": "bfloat16", "Half": "float16", "Float": "float32", "Double": "float64"}
@@ -104,6 +104,7 @@ class _Search:
         items = value.items if isinstance(value, Object) else ()
         attributes = value.state if isinstance(value, Object) else None
         if isinstance(value, Object) and isinstance(attributes, Object):
+            self.visits += len(attributes.items)  # many objects can share them
             is_module = any(key == "_parameters" for key, _ in attributes.items)
             self.module = value.kind if is_module else self.module
         for key, child in enumerate(value) if isinstance(value, (list, tuple)) else items:
@@ -170,7 +171,7 @@ def _tensor(
     if len(size) != len(steps):
         raise damaged(f"a tensor of {len(size)} dimensions must have as many strides", "others")
     element_count(size, "a tensor")
-    spec = TensorSpec(dtype, size)
+    spec = TensorSpec(dtype if dtype.isidentifier() else shown(dtype), size)
     if not listed(dtype) or not listed(storage.dtype):
         return Tensor(spec)
     # The stride of a dimension of length 1 means nothing, and may be any number.
