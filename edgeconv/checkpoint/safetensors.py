@@ -15,6 +15,7 @@ from edgeconv.checkpoint.mapping import Contents, Entry, TensorSpec, check_name
 __all__ = ["HEADER_BYTES", "parse_object", "read"]
 
 HEADER_BYTES = 100_000_000  # the limit of the format's own library
+PARSED_BYTES = 2**23  # enough for 70,000 tensors; parsed, they take up to 24 times as much
 DTYPES = {"BOOL": "bool", "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 DTYPES |= {
     f"{kind}{bits}": name + bits
@@ -30,6 +31,10 @@ def read(file: BinaryIO, size: int) -> Contents:
     length = int.from_bytes(file.read(8), "little")
     if length > HEADER_BYTES or 8 + length > size:
         raise damaged(f"the header must fit the file's {size} bytes", f"{length} bytes")
+    if length > PARSED_BYTES:
+        raise CheckpointError(
+            f"the header must have at most {PARSED_BYTES} bytes", str(length), "save less in it"
+        )
     header = parse_object(file.read(length), "the header")
     _check_metadata(header.pop("__metadata__", {}))
     entries: dict[str, Entry] = {}

@@ -14,6 +14,8 @@ import numpy as np
 W = np.float32([1, 2, 3])
 """The tensor ``w`` that most of the files hold."""
 
+RAW = W.tobytes()
+
 MEMORY = 2**28  # bytes that a file may cost: the largest is one of 6 MB
 SECONDS = 20  # of processor time; a hang is what takes all of it
 ATTACKS = []
@@ -92,9 +94,14 @@ def different(found, expected):
         array, other = np.asarray(array), np.asarray(found[name])
         if (array.dtype, array.shape) != (other.dtype, other.shape):
             return f"{name!r} is {other.dtype} {other.shape}"
-        if array.tobytes() != other.tobytes():
+        if _distinct(array).tobytes() != _distinct(other).tobytes():
             return f"{name!r} has other values"
     return None
+
+
+def _distinct(array):
+    """Leave out what an array only repeats: it can claim to be larger than any memory."""
+    return array[tuple(slice(None if step else 1) for step in array.strides)]
 
 
 @contextlib.contextmanager
