@@ -88,11 +88,8 @@ def _preamble(head: bytes, size: int, record: str) -> Preamble:
         if match := _FIELD.match(text, position):
             fields |= {name: value for name, value in match.groupdict().items() if value}
             position = match.end()
-    if (
-        length > len(head)
-        or len(fields) != 3
-        or text[:start].strip() + text[position:].strip() != "{}"
-    ):
+    outside = text[:start].strip() + text[position:].strip()
+    if length > len(head) or len(fields) != 3 or outside != "{}":
         raise damaged(f"record {shown(record)} must state its type and shape", shown(text.strip()))
     shape = tuple(int(number) for number in re.findall(r"\d+", fields["shape"]))
     count = element_count(shape, f"record {shown(record)}")
