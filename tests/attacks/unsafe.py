@@ -61,7 +61,13 @@ def loaded_as_yaml(path):
         yaml.unsafe_load(file)
 
 
+def plainly_unpickled(path):
+    with open(path, "rb") as file:  # noqa: PTH123 - as its users do
+        pickle.load(file)
+
+
 LOADERS = {
+    "plain pickle": plainly_unpickled,
     "pickle": unpickled(Unpickler),
     "prefixes": unpickled(Prefixes),
     "torch": unpickled(Prefixes),
