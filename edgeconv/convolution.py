@@ -144,7 +144,7 @@ class DepthwiseConvolution:
             origin = f"from {state.path}, prefix {prefix!r}"
             stated = converted.causality(state).get(prefix, causal)
             if stated != causal:
-                with naming(state.path):
+                with naming(state.path, state.format):
                     raise converted.contradiction(prefix, stated)
         conv._set(*weight_and_bias(state, prefix), causal, origin)
         return conv

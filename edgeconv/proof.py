@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from edgeconv import digest
 from edgeconv.arrays import described, is_integer
 from edgeconv.checkpoint import CheckpointError, converted, read_checkpoint
+from edgeconv.checkpoint.error import naming
 from edgeconv.convolution import DepthwiseConvolution
 from edgeconv.weights import load, load_all
 
@@ -83,14 +84,15 @@ def _recorded(
     path: str | os.PathLike[str], prefix: str | None
 ) -> tuple[dict[str, DepthwiseConvolution], dict[str, str]]:
     """Load modules and their recorded digests."""
-    recorded = converted.digests(read_checkpoint(path))
+    checkpoint = read_checkpoint(path)
+    recorded = converted.digests(checkpoint)
     if recorded is None:
-        raise CheckpointError(
-            "a file to verify must record digests of what its modules compute",
-            "none",
-            "write it with `edgeconv convert`, from the original file",
-            os.fspath(path),
-        )
+        with naming(checkpoint.path, checkpoint.format):
+            raise CheckpointError(
+                "a file to verify must record digests of what its modules compute",
+                "none",
+                "write it with `edgeconv convert`, from the original file",
+            )
     if prefix is None:
         return load_all(path), recorded
     conv = load(path, prefix)

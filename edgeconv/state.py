@@ -143,7 +143,7 @@ def load_state(path: str | os.PathLike[str]) -> StreamState | dict[str, StreamSt
         If it is missing, or may not be read.
     """
     checkpoint = read_checkpoint(path)
-    with naming(checkpoint.path):
+    with naming(checkpoint.path, checkpoint.format):
         header = parse_object(checkpoint.header or "{}", "the header of a state")
         if header.get("format") != FORMAT:
             raise CheckpointError(
@@ -195,9 +195,8 @@ def _state(checkpoint: Checkpoint, prefix: str, geometry: object) -> StreamState
     try:
         return StreamState(frames, frames_in, batch_size, channels, kernel_size, causal, weights)
     except ValueError as error:
-        raise damaged(
-            f"{shown(prefix)} must be the state of a stream", shown(str(error))
-        ) from error
+        expected = f"{shown(prefix)} must be the state of a stream"
+        raise damaged(expected, shown(str(error))) from error
 
 
 def _name(prefix: str, part: str) -> str:

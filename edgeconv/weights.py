@@ -90,7 +90,7 @@ def load(
         raise TypeError(f"`prefix` must be a str or None, got {described(prefix)}")
     checkpoint = read_checkpoint(path)
     stated = converted.causality(checkpoint)
-    with naming(checkpoint.path):
+    with naming(checkpoint.path, checkpoint.format):
         if prefix is None:
             prefix = _only(_found(checkpoint))
         return _load(checkpoint, prefix, stated, causal)
@@ -122,7 +122,7 @@ def load_all(
     _check_causal(causal)
     checkpoint = read_checkpoint(path)
     stated = converted.causality(checkpoint)
-    with naming(checkpoint.path):
+    with naming(checkpoint.path, checkpoint.format):
         found = _found(checkpoint)
         return {prefix: _load(checkpoint, prefix, stated, causal) for prefix in found}
 
@@ -218,7 +218,7 @@ def convert(
         configuration.check_causal(causal)
         causal = configuration.causal
     stated = converted.causality(checkpoint)
-    with naming(checkpoint.path):
+    with naming(checkpoint.path, checkpoint.format):
         names = _found(checkpoint) if wanted is None else wanted
         modules = {prefix: _load(checkpoint, prefix, stated, causal) for prefix in names}
         source_digest = checkpoint.sha256()

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from attacks import every
-from attacks.catalogue import ATTACKS, bounded, wrong
+from attacks.catalogue import bounded, wrong
+from attacks.every import ATTACKS
 from attacks.readers import READERS
 
-NAMES = [f"{attack.group}-{attack.name}" for attack in every.ATTACKS]
+NAMES = [f"{attack.group}-{attack.name}" for attack in ATTACKS]
 LIVE = [(attack, loader) for attack in ATTACKS for loader in attack.live if loader != "torch"]
 
 

@@ -126,7 +126,7 @@ def test_a_wrong_preamble_is_refused(target, content, match):
 
 def test_a_name_that_is_too_long_is_refused(target):
     target.write_bytes(torch_files.zipped({"x" * 5000 + ".npy": record(fields(), b"1234")}))
-    with pytest.raises(CheckpointError, match="UTF-8 text of at most 2048 characters, found 'xxx"):
+    with pytest.raises(CheckpointError, match="UTF-8 text of at most 4096 characters, found 'xxx"):
         read_checkpoint(target)
 
 

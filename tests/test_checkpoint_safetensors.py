@@ -66,7 +66,9 @@ def test_types_that_numpy_lacks_are_read_as_float32(target):
 
 @pytest.mark.parametrize(("dtype", "name"), [("C64", "complex64"), ("F4", "'F4'")])
 def test_other_types_are_not_listed(target, dtype, name):
-    target.write_bytes(raw({"x": fields(dtype), "y": fields(offsets=(4, 8))}, bytes(8)))
+    target.write_bytes(
+        raw({"x": fields(dtype, offsets=(0, 8)), "y": fields(offsets=(8, 12))}, bytes(12))
+    )
     checkpoint = read_checkpoint(target)
     assert list(checkpoint) == ["y"]
     with pytest.raises(CheckpointError, match=f"'x' must be a Boolean, .* found {name}; convert"):
@@ -113,6 +115,7 @@ def test_truncated_files_are_refused(target):
         (raw({"x": fields()}, bytes(5)), "tensors must end with the file, at byte"),
         (raw({"x": fields(dtype=5)}, bytes(4)), "'x' must have a dtype, found '5'"),
         (raw({"x": fields(shape=(True,))}, bytes(4)), r"'x' must have a shape, found '\[True\]'"),
+        (raw({"x": fields("C64")}, bytes(4)), "'x' must have 8 bytes for its shape, found 4"),
         (raw({"x": fields(shape=(2,))}, bytes(4)), "'x' must have 8 bytes for its shape, found 4"),
         (raw({"x": fields(shape=(2**40,) * 2)}, bytes(4)), r"'x' must have at most 32 dimen"),
         (raw({}), "the file must hold a Boolean, integer or float tensor, found none"),

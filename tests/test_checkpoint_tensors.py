@@ -203,5 +203,5 @@ def test_errors_about_a_file_name_it(tmp_path):
         ("half", "'half.weight' must be a Boolean, integer or float tensor, found float4_e2m1fn"),
         ("none", "prefix 'none' must have the key"),
     ):
-        with pytest.raises(CheckpointError, match=f"^{path}: {match}"):
+        with pytest.raises(CheckpointError, match=f"^{path}: PyTorch zip: {match}"):
             weight_and_bias(checkpoint, prefix)

@@ -20,10 +20,10 @@ def npy():
     return file.getvalue()
 
 
-def tar():
+def tar(name="model_weights.ckpt"):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("model_weights.ckpt"))
+        archive.addfile(tarfile.TarInfo(name))
     return file.getvalue()
 
 
@@ -37,7 +37,7 @@ def tar():
         (b"version https://git-lfs.github.com/spec/v1\noid", "git-lfs pointer; run `git lfs pull`"),
         (b"\x08\x08\x12\x07pytorch\x1a\x05", "an ONNX model; give the PyTorch checkpoint"),
         (b"GGUF\x03\0\0\0", "a GGUF model; give the PyTorch checkpoint that it was made from"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "PyTorch before 1.6; load it in PyTorch"),
+        (tar("sys_info"), "a tar archive of PyTorch's first releases; load it in PyTorch and save"),
         (pickle.dumps({"w": 1}), "a plain pickle, which could run any code; load it in PyTorch"),
         (pickle.dumps([1], 2), "a plain pickle"),
         (tar(), "a tar archive, such as .nemo; unpack it, and give the path of the checkpoint"),

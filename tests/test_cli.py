@@ -237,9 +237,9 @@ def test_inspect_shows_what_is_complete(here, capsys):
     captured = capsys.readouterr()
     assert "\ngood                8     4            5  float32  not stated\n" in captured.out
     assert captured.err == (
-        "edgeconv: error: half.npz: 'bad.conv.bias' must be there, as the convolution has a bias, "
-        "found no such key; choose another convolution by its prefix, or give this one a bias of "
-        "zeros\n"
+        "edgeconv: error: half.npz: NumPy npz: 'bad.conv.bias' must be there, as the convolution "
+        "has a bias, found no such key; choose another convolution by its prefix, or give this one "
+        "a bias of zeros\n"
     )
 
 
@@ -277,7 +277,7 @@ def test_unreadable_weights(command, here, capsys):
     )
     Path("page.pth").write_text("<!DOCTYPE html>")
     assert error_of(capsys, command, "page.pth", *options[command]).startswith(
-        "page.pth: a checkpoint must be a PyTorch zip, a safetensors or an .npz file, "
+        "page.pth: a checkpoint must be a PyTorch, a safetensors or an .npz file, "
         "found a web page; "
     )
 
@@ -313,8 +313,9 @@ def test_convert_some(here, capsys):
          "'small.npz'"),
         (["small.npz", "t.npz", "--prefix", "a", "--prefix", "a"],
          "`prefixes` must be one or more different prefixes, got ['a', 'a']"),
-        (["small.npz", "t.npz", "--no-causal"], "small.npz: '' must be loaded with `causal=True`, "
-         "as the file states, found `causal=False`; leave `causal` out, or pass True"),
+        (["small.npz", "t.npz", "--no-causal"],
+         "small.npz: NumPy npz: '' must be loaded with `causal=True`, as the file states, "
+         "found `causal=False`; leave `causal` out, or pass True"),
         (["small.npz", "none/t.npz"],
          "none/t.npz: No such file or directory; check the path; its directory must exist"),
     ],
@@ -328,7 +329,7 @@ def test_convert_errors(arguments, message, here, capsys):
 
 def test_unknown_prefix(here, capsys):
     line = error_of(capsys, "convert", str(SHIPPED), "t.npz", "--causal", "--prefix", "decoder")
-    assert line.startswith(f"{SHIPPED}: prefix 'decoder' must have the key 'decoder.conv.weight'")
+    assert line.startswith(f"{SHIPPED}: PyTorch zip: prefix 'decoder' must have the key 'decoder.c")
     assert f"choose from 'encoders.blocks.0.conv_mod', '{FIRST}'" in line
 
 
@@ -389,7 +390,8 @@ def test_verify_fails_in_one_line(here, capsys):
         "DepthwiseConvolution(size=4, kernel_size=5, causal=True) from wrong.npz, prefix 'a': the "
         f"outputs must have the digest {'0' * 64} that the file records, got "
     )
-    assert error_of(capsys, "verify", str(SHIPPED)).startswith(f"{SHIPPED}: a file to verify must")
+    line = error_of(capsys, "verify", str(SHIPPED))
+    assert line.startswith(f"{SHIPPED}: PyTorch zip: a file to verify must record digests")
 
 
 # --- run ---

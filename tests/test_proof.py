@@ -140,7 +140,7 @@ def test_a_file_is_verified_with_what_it_records(path):
 
 def test_files_without_digests(path):
     np.savez(path, **CAUSAL.state_dict())
-    message = f"^{path}: a file to verify must record .*, found none; write it with `edgeconv conv"
+    message = f"^{path}: NumPy npz: a file to verify must record .*, found none; write it with"
     with pytest.raises(CheckpointError, match=message):
         verify(path)
     header = {"format": "edgeconv", "version": 1, "source": None}

@@ -140,7 +140,7 @@ def test_convert(source, target):
 def test_what_is_not_stated_must_be_given(source, target):
     with pytest.raises(
         CheckpointError,
-        match=f"^{source}: `prefix` must say which .* found 2 in the"
+        match=f"^{source}: PyTorch zip: `prefix` must say which .* found 2 in the"
         f" file; choose from '{FIRST}', '{SECOND}'$",
     ):
         load(source, causal=True)
@@ -168,7 +168,7 @@ def test_another_convolution_may_be_incomplete(tmp_path):
     np.savez(path, **{"a.weight": W, "a.bias": B, "b.weight": W})
     assert load(path, "a", causal=False).channels == 4
     for call in (load, load_all, find_convolutions):
-        with pytest.raises(CheckpointError, match=f"^{path}: 'b.bias' must be there"):
+        with pytest.raises(CheckpointError, match=f"^{path}: NumPy npz: 'b.bias' must be there"):
             call(path)
 
 

@@ -46,6 +46,8 @@ class Storage:
     count: int
     key: str | None = None
     """The record's name; counted if None."""
+    part: tuple | None = None
+    """The key, offset and size of a view of the storage, as PyTorch before 0.4 had them."""
 
 
 @dataclass(eq=False)
@@ -87,6 +89,12 @@ def contiguous(shape):
     return strides[: len(shape)]
 
 
+def tensor_v1(array):
+    array = np.asarray(array)
+    arguments = (storage(array), 0, array.shape, tuple(contiguous(array.shape)))
+    return Call(named("torch._utils", "_rebuild_tensor"), arguments)
+
+
 def parameter(array):
     return Call(named("torch._utils", "_rebuild_parameter"), (tensor(array), True, {}))
 
@@ -94,8 +102,9 @@ def parameter(array):
 class Pickler(pickle._Pickler):
     """Pickles names without looking them up, and storages by reference."""
 
-    def __init__(self, file, protocol):
+    def __init__(self, file, protocol, *, is_legacy=False):
         super().__init__(file, protocol)
+        self.is_legacy = is_legacy
         self.storages = []
 
     def persistent_id(self, value):
@@ -104,7 +113,9 @@ class Pickler(pickle._Pickler):
         if value not in self.storages:
             self.storages.append(value)
             value.key = str(len(self.storages) - 1) if value.key is None else value.key
-        return ("storage", named("torch", value.kind + "Storage"), value.key, "cpu", value.count)
+        kind = named("torch", value.kind + "Storage")
+        description = ("storage", kind, value.key, "cpu", value.count)
+        return (*description, value.part) if self.is_legacy else description
 
     def save_named(self, value):
         if self.proto >= 4:
@@ -126,6 +137,20 @@ def pickled(value, protocol=2):
     pickler = Pickler(file, protocol)
     pickler.dump(value)
     return file.getvalue(), pickler.storages
+
+
+def legacy(value, *, protocol=2, little_endian=True):
+    """Return the pickles and the storages of a file as PyTorch wrote it before 1.6."""
+    system = {"protocol_version": 1001, "little_endian": little_endian, "type_sizes": {"int": 4}}
+    file = io.BytesIO()
+    pickler = Pickler(file, protocol, is_legacy=True)
+    pickler.dump(value)
+    storages = {stored.key: stored for stored in pickler.storages}
+    parts = [pickle.dumps(part, protocol) for part in (0x1950A86A20F9469CFC6C, 1001, system)]
+    parts += [file.getvalue(), pickle.dumps(sorted(storages), protocol)]
+    for key in sorted(storages):
+        parts.append(struct.pack("<q", storages[key].count) + storages[key].raw)
+    return parts
 
 
 def records(value, *, stem="archive", protocol=2, byte_order="little"):

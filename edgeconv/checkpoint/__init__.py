@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import BinaryIO
 
-from edgeconv.checkpoint import npz, pytorch, safetensors
+from edgeconv.checkpoint import legacy, npz, pytorch, safetensors
 from edgeconv.checkpoint.archive import Archive
 from edgeconv.checkpoint.error import CheckpointError, damaged, naming, shown
-from edgeconv.checkpoint.mapping import Checkpoint, Contents, TensorSpec, open_regular
+from edgeconv.checkpoint.mapping import Checkpoint, Contents, TensorSpec, open_regular, reading
 from edgeconv.checkpoint.wrong import HEAD_BYTES, wrong_archive, wrong_file
 from edgeconv.files import as_text
 
@@ -42,31 +42,42 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Nothing in the file is executed: no object that it describes is imported or constructed.
     """
     name = as_text("path", path)
-    with naming(name), open_regular(name) as (file, stamp):
+    with reading(name), open_regular(name) as (file, stamp):
         contents = _contents(file, stamp.size)
-        if not any(entry.read for entry in contents.entries.values()):
-            raise _nothing_listed(contents)
+        with naming(file_format=contents.format):
+            if not any(entry.read for entry in contents.entries.values()):
+                raise _nothing_listed(contents)
     return Checkpoint(name, stamp, contents)
 
 
 def _contents(file: BinaryIO, size: int) -> Contents:
     """Recognise the format, and describe the tensors."""
-    head = file.read(HEAD_BYTES)
+    head = file.read(min(size, HEAD_BYTES))
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _zipped(file, size)
+    if head.startswith(b"\x80") and legacy.MAGIC in head[:32]:
+        with naming(file_format=legacy.FORMAT):
+            return legacy.read(file, size)
+    # The length of a header that could be read, and a header: no other format starts so.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= safetensors.HEADER_BYTES:
+        with naming(file_format=safetensors.FORMAT):
+            return safetensors.read(file, size)
+    raise wrong_file(head)
+
+
+def _zipped(file: BinaryIO, size: int) -> Contents:
+    """Recognise what a zip archive holds, and describe the tensors."""
+    with naming(file_format="zip archive"):
         archive = Archive(file, size)
         if error := wrong_archive(archive.records):
             raise error
         pickles = [name for name in archive.records if ("/" + name).endswith("/data.pkl")]
-        if not pickles:
-            return npz.read(file, archive)
         if len(pickles) > 1:
             raise damaged("the archive must have one data.pkl", shown(", ".join(pickles)))
-        return pytorch.read(file, archive, pickles[0].removesuffix("data.pkl"))
-    # The length of a header that could be read, and a header: no other format starts so.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= safetensors.HEADER_BYTES:
-        file.seek(0)
-        return safetensors.read(file, size)
-    raise wrong_file(head)
+    with naming(file_format=pytorch.FORMAT if pickles else npz.FORMAT):
+        if pickles:
+            return pytorch.read(file, archive, pickles[0].removesuffix("data.pkl"))
+        return npz.read(file, archive)
 
 
 def _nothing_listed(contents: Contents) -> CheckpointError:

@@ -8,13 +8,13 @@ archives without checksums; this reader is the other way round in each case.
 from __future__ import annotations
 
 import itertools
-import os
 import struct
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from edgeconv.checkpoint.error import CheckpointError, damaged, shown
+from edgeconv.checkpoint.mapping import exactly
 
 __all__ = ["Archive"]
 
@@ -78,7 +78,7 @@ class Archive:
         record = self.records[name]
         stop = record.size if stop is None else stop
         if record.method == STORED and name in self._verified:
-            return _exactly(file, _data_start(file, record) + start, stop - start, shown(name))
+            return exactly(file, _data_start(file, record) + start, stop - start, shown(name))
         part = bytearray(stop - start)
         position = crc = 0
         for chunk in _chunks(file, record):
@@ -106,17 +106,17 @@ class Archive:
 def _directory(file: BinaryIO, size: int) -> tuple[bytes, int, int]:
     """Return the central directory, its number of entries and its position."""
     end_position = size - END.size
-    end = END.unpack(_exactly(file, end_position, END.size, "the end of the archive"))
+    end = END.unpack(exactly(file, end_position, END.size, "the end of the archive"))
     signature, *disks, entries, total, length, start, comment = end
     if signature != b"PK\x05\x06" or comment:
         raise damaged("a zip archive must end with its directory's end record", CUT)
     locator_position = end_position - END64_LOCATOR.size
     if locator_position >= 0:
-        raw = _exactly(file, locator_position, END64_LOCATOR.size, "the end of the archive")
+        raw = exactly(file, locator_position, END64_LOCATOR.size, "the end of the archive")
         signature, _, position, _ = END64_LOCATOR.unpack(raw)
         if signature == b"PK\x06\x07":
             end_position = locator_position - END64.size
-            raw = _exactly(file, end_position, END64.size, "the 64-bit end of the archive")
+            raw = exactly(file, end_position, END64.size, "the 64-bit end of the archive")
             signature, _, _, _, *disks, entries, total, length, start = END64.unpack(raw)
             if signature != b"PK\x06\x06" or position != end_position:
                 raise damaged("the zip archive must have a 64-bit end record", "other bytes")
@@ -136,7 +136,7 @@ def _directory(file: BinaryIO, size: int) -> tuple[bytes, int, int]:
             str(length),
             "save less in it",
         )
-    return _exactly(file, start, length, "the zip archive's directory"), total, start
+    return exactly(file, start, length, "the zip archive's directory"), total, start
 
 
 def _records(directory: bytes, total: int, directory_start: int) -> list[Record]:
@@ -207,7 +207,7 @@ def _wide(extra: bytes, narrow: tuple[int, int, int], name: str) -> list[int]:
 def _data_start(file: BinaryIO, record: Record) -> int:
     """Check the header in front of a record's data; return the position after it."""
     what = f"record {shown(record.name)}"
-    raw = _exactly(file, record.start, LOCAL.size, what)
+    raw = exactly(file, record.start, LOCAL.size, what)
     signature, _, flags, method, _, _, *numbers, name_length, extra_length = LOCAL.unpack(raw)
     start: int = record.start + LOCAL.size + name_length + extra_length
     stated = (record.crc, record.stored_size, record.size)
@@ -250,17 +250,6 @@ def _chunks(file: BinaryIO, record: Record, count: int = CHUNK) -> Iterator[byte
             yield piece
     if inflater and (not inflater.eof or inflater.unused_data or produced != record.size):
         raise damaged(f"record {shown(record.name)} must inflate to {record.size} bytes", "others")
-
-
-def _exactly(file: BinaryIO, position: int, count: int, what: str) -> bytes:
-    """Read `count` bytes at `position`, which may lie outside the file."""
-    size = file.seek(0, os.SEEK_END)
-    # Checked first: `read` would allocate whatever the file claims.
-    inside = 0 <= position <= size - count
-    data = file.read(count) if inside and file.seek(position) == position else b""
-    if len(data) != count:
-        raise damaged(f"{what} must lie within the file's {size} bytes", f"byte {position}")
-    return data
 
 
 def _cut_short(record: Record) -> CheckpointError:

@@ -123,7 +123,7 @@ def _modules(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     """Return by prefix what a converted checkpoint states of its modules, checked."""
     if checkpoint.header is None:
         return {}
-    with naming(checkpoint.path):
+    with naming(checkpoint.path, checkpoint.format):
         what = f"{shown(HEADER)} of a converted checkpoint"
         header = parse_object(checkpoint.header, what)
         version = header.get("version")

@@ -23,8 +23,8 @@ def listed(dtype: str) -> bool:
 
 
 def item_size(dtype: str) -> int:
-    """Return the number of bytes of an element of a listed type."""
-    return _STORED[dtype].itemsize
+    """Return the number of bytes of an element; 0 for a type that is not known."""
+    return _STORED[dtype].itemsize if listed(dtype) else _OTHERS.get(dtype, 0)
 
 
 def element_count(shape: tuple[int, ...], what: str) -> int:
@@ -90,3 +90,7 @@ _NATIVE = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32
 _STORED = {name: np.dtype(name) for name in (*_NATIVE, "float16", "float32", "float64")}
 _STORED |= {"bool": np.dtype(np.uint8), "bfloat16": np.dtype(np.uint16)}
 _STORED |= dict.fromkeys(_FLOAT8, np.dtype(np.uint8))
+
+# Types whose elements can be counted, though not listed.
+_OTHERS = {"complex32": 4, "complex64": 8, "complex128": 16, "float4_e2m1fn_x2": 1}
+_OTHERS |= {"qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}

@@ -26,9 +26,17 @@ class CheckpointError(ValueError):
     path : str, optional
         The file; None for tensors that came from memory.
 
+    Attributes
+    ----------
+    format : str or None
+        The file's format as `Checkpoint.format` calls it; None if it is not known.
+    record : str or None
+        The part of the file that was read, where `expected` does not name it.
+
     Notes
     -----
-    The message is one line: ``{path}: {expected}, found {found}; {remedy}``.
+    The message is one line: ``{path}: {format}: {record}: {expected}, found {found}; {remedy}``,
+    without those of the first three that are None.
     """
 
     def __init__(self, expected: str, found: str, remedy: str, path: str | None = None) -> None:
@@ -37,10 +45,12 @@ class CheckpointError(ValueError):
         self.found = found
         self.remedy = remedy
         self.path = path
+        self.format: str | None = None
+        self.record: str | None = None
 
     def __str__(self) -> str:
-        message = f"{self.expected}, found {self.found}; {self.remedy}"
-        return message if self.path is None else f"{_escaped(self.path)}: {message}"
+        where = [_escaped(part) for part in (self.path, self.format, self.record) if part]
+        return ": ".join([*where, f"{self.expected}, found {self.found}; {self.remedy}"])
 
 
 def damaged(expected: str, found: str) -> CheckpointError:
@@ -49,13 +59,19 @@ def damaged(expected: str, found: str) -> CheckpointError:
 
 
 @contextlib.contextmanager
-def naming(path: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Let the errors raised inside name the file `path`."""
+def naming(
+    path: str | os.PathLike[str] | None = None,
+    file_format: str | None = None,
+    record: str | None = None,
+) -> Iterator[None]:
+    """Let the errors raised inside name the file, its format and a record, if they do not yet."""
     try:
         yield
     except CheckpointError as error:
         if path is not None and error.path is None:
             error.path = os.fspath(path)
+        error.format = error.format or file_format
+        error.record = error.record or record
         raise
 
 

@@ -11,11 +11,21 @@ from typing import Any, BinaryIO, NamedTuple
 
 from numpy.typing import NDArray
 
-from edgeconv.checkpoint.error import CheckpointError, naming, shown
+from edgeconv.checkpoint.error import CheckpointError, damaged, naming, shown
 
-__all__ = ["Checkpoint", "Contents", "Entry", "Stamp", "TensorSpec", "check_name", "open_regular"]
+__all__ = [
+    "Checkpoint",
+    "Contents",
+    "Entry",
+    "Stamp",
+    "TensorSpec",
+    "check_name",
+    "exactly",
+    "open_regular",
+    "reading",
+]
 
-NAME_CHARACTERS = 2**11
+NAME_CHARACTERS = 2**12
 UNLISTED = "convert it in PyTorch or NumPy and save it again"
 
 
@@ -96,7 +106,7 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         entry = self._entries[name]
-        with naming(self.path):
+        with reading(self.path, self.format):
             if entry.read is None:
                 raise CheckpointError(
                     f"{shown(name)} must be a Boolean, integer or float tensor",
@@ -127,7 +137,7 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
     def sha256(self) -> str:
         """Return the file's SHA-256 as 64 hexadecimal digits."""
         digest = hashlib.sha256()
-        with naming(self.path), self._opened() as file:
+        with naming(self.path, self.format), self._opened() as file:
             while chunk := file.read(2**20):
                 digest.update(chunk)
         return digest.hexdigest()
@@ -148,6 +158,31 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
                 "that it has changed since",
                 "call `read_checkpoint` again",
             )
+
+
+@contextlib.contextmanager
+def reading(path: str, file_format: str | None = None) -> Iterator[None]:
+    """Name the file in errors, and make one of what the process lacks to read it."""
+    with naming(path, file_format):
+        try:
+            yield
+        except (MemoryError, RecursionError) as error:
+            raise CheckpointError(
+                "the process must have the memory and the stack to read the file",
+                type(error).__name__,
+                "save only the state dict, or read it in a process with more of both",
+            ) from None
+
+
+def exactly(file: BinaryIO, position: int, count: int, what: str) -> bytes:
+    """Read `count` bytes at `position`, which may lie outside the file."""
+    size = file.seek(0, os.SEEK_END)
+    # Checked first: `read` would allocate whatever the file claims.
+    inside = 0 <= position <= size - count
+    data = file.read(count) if inside and file.seek(position) == position else b""
+    if len(data) != count:
+        raise damaged(f"{what} must lie within the file's {size} bytes", f"byte {position}")
+    return data
 
 
 @contextlib.contextmanager

@@ -19,7 +19,9 @@ from edgeconv.checkpoint.error import damaged, shown
 from edgeconv.checkpoint.mapping import UNLISTED, Contents, Entry, TensorSpec, check_name
 from edgeconv.files import replacing
 
-__all__ = ["HEADER", "read", "write"]
+__all__ = ["FORMAT", "HEADER", "read", "write"]
+
+FORMAT = "NumPy npz"
 
 HEADER = "edgeconv"  # the name of the text that makes a `.npz` a converted checkpoint
 HEADER_BYTES = 2**24  # of that text
@@ -70,7 +72,7 @@ def read(file: BinaryIO, archive: Archive) -> Contents:
             text = archive.read(file, record, preamble.length)
             encoding = f"utf-32-{'le' if preamble.byte_order == 'little' else 'be'}"
             header = text.decode(encoding, errors="replace").rstrip("\0")
-    return Contents("NumPy npz", entries, header)
+    return Contents(FORMAT, entries, header)
 
 
 def _preamble(head: bytes, size: int, record: str) -> Preamble:
@@ -104,7 +106,7 @@ def _preamble(head: bytes, size: int, record: str) -> Preamble:
 
 
 def _dtype(descr: str) -> tuple[str, int]:
-    """Name the element type that NumPy calls `descr`, and its size: 0 if it is not a number's."""
+    """Name the element type that NumPy calls `descr`, and its size: 0 if it is not known."""
     match = _DESCR.fullmatch(descr)
     if match is None:
         return ("structured" if descr.startswith("[") else shown(descr)), 0
@@ -114,7 +116,7 @@ def _dtype(descr: str) -> tuple[str, int]:
     name = kinds.get(kind, shown(descr))
     if kind in "iufc":
         name = f"{name}{8 * length}"
-    return name, (item_size(name) if listed(name) else 0)
+    return name, item_size(name)
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from edgeconv.checkpoint.error import CheckpointError, damaged
 
@@ -19,6 +19,7 @@ __all__ = ["Global", "Object", "load"]
 
 OPCODES = 2**20  # a large training checkpoint takes some 100,000; each may cost 128 bytes
 NAME_CHARACTERS = 2**7  # of a module or a class
+LINE_BYTES = 2**10  # with such a name
 
 Value: TypeAlias = object
 
@@ -53,6 +54,7 @@ _CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
 _NUMBERS = {b"J": struct.Struct("<i"), b"K": struct.Struct("<B"), b"M": struct.Struct("<H")}
 _NUMBERS |= {b"G": struct.Struct(">d")}
 _TEXTS = {b"\x8c": 1, b"X": 4, b"\x8d": 8}
+_STRINGS = {b"U": 1, b"T": 4}  # of Python 2, which did not tell text from bytes
 _BYTES = {b"C": 1, b"B": 4, b"\x8e": 8, b"\x96": 8}
 _LONGS = {b"\x8a": 1, b"\x8b": 4}
 _GETS = {b"h": 1, b"j": 4}
@@ -60,21 +62,23 @@ _PUTS = {b"q": 1, b"r": 4}
 _TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 
 
-def load(data: bytes | bytearray, build: Build, persistent: Callable[[Value], Value]) -> Value:
+def load(file: BinaryIO, size: int, build: Build, persistent: Callable[[Value], Value]) -> Value:
     """
-    Follow a pickle of protocol 2 to 5, and nothing after it.
+    Follow a pickle of protocol 2 to 5, and leave the file at its end.
 
     Parameters
     ----------
-    data : bytes-like
-        The pickle.
+    file : binary file
+        It is read from its position on.
+    size : int
+        The number of bytes that follow, and that the pickle may take.
     build : callable
         Given a dotted name and the arguments that the file wants it called with, returns the
         value, or None for an `Object`.
     persistent : callable
         Given the description of a value outside the pickle, returns the value.
     """
-    machine = _Machine(bytes(data), build, persistent)
+    machine = _Machine(file, size, build, persistent)
     try:
         return machine.run()
     except (IndexError, KeyError):
@@ -83,11 +87,13 @@ def load(data: bytes | bytearray, build: Build, persistent: Callable[[Value], Va
 
 
 class _Machine:
-    """A stack, a memo, and a position in the pickle."""
+    """A stack, a memo, and what is left of the pickle."""
 
-    def __init__(self, data: bytes, build: Build, persistent: Callable[[Value], Value]) -> None:
-        self.data = data
-        self.position = 0
+    def __init__(
+        self, file: BinaryIO, size: int, build: Build, persistent: Callable[[Value], Value]
+    ) -> None:
+        self.file = file
+        self.left = size
         self.build = build
         self.persistent = persistent
         self.stack: list[Value] = []
@@ -100,9 +106,10 @@ class _Machine:
         for _ in range(OPCODES):
             opcode = self.take(1)
             if opcode == b".":
-                if self.position != len(self.data) or self.below:
+                value = self.stack.pop()
+                if self.stack or self.below:
                     raise damaged("the pickle must end with its value", "more")
-                return self.stack.pop()
+                return value
             self.step(opcode)
         raise CheckpointError(
             f"the pickle must have at most {OPCODES} opcodes", "more", "save only the state dict"
@@ -118,6 +125,9 @@ class _Machine:
             push(*number.unpack(self.take(number.size)))
         elif opcode in _TEXTS:
             push(self.text(self.take(self.number(_TEXTS[opcode]))))
+        elif opcode in _STRINGS:
+            raw = self.take(self.number(_STRINGS[opcode]))
+            push(raw.decode(errors="surrogateescape"))
         elif opcode in _BYTES:
             push(self.take(self.number(_BYTES[opcode])))
         elif opcode in _LONGS:
@@ -145,10 +155,11 @@ class _Machine:
 
     def take(self, count: int) -> bytes:
         """Return the next bytes."""
-        taken = self.data[self.position : self.position + count]
+        # Checked first: `read` would allocate whatever the file claims.
+        taken = self.file.read(count) if count <= self.left else b""
         if len(taken) != count:
             raise damaged("the pickle must be complete", "its end")
-        self.position += count
+        self.left -= count
         return taken
 
     def number(self, size: int) -> int:
@@ -164,10 +175,11 @@ class _Machine:
 
     def line(self) -> str:
         """Return the next line."""
-        end = self.data.find(b"\n", self.position)
-        if end < 0:
-            raise damaged("the pickle must be complete", "its end")
-        return self.text(self.take(end + 1 - self.position)[:-1])
+        raw = self.file.readline(min(self.left, LINE_BYTES))
+        if not raw.endswith(b"\n"):
+            raise damaged("the pickle must name classes by short texts", "a long one, or its end")
+        self.left -= len(raw)
+        return self.text(raw[:-1])
 
     def protocol(self) -> None:
         """Check the protocol's number."""

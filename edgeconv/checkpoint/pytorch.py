@@ -1,102 +1,109 @@
-"""PyTorch's zip format: a pickle that describes tensors, and a record for each storage."""
+"""What `torch.save` writes since PyTorch 1.6: a zip of a pickle and a record for each storage."""
 
 from __future__ import annotations
 
-import weakref
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, BinaryIO, TypeGuard
-
-import numpy as np
-from numpy.typing import NDArray
+import io
+from collections.abc import Container
+from dataclasses import replace
+from typing import BinaryIO, TypeGuard
 
 from edgeconv.checkpoint.archive import DEFLATED, Archive
-from edgeconv.checkpoint.elements import decoded, element_count, item_size, listed
-from edgeconv.checkpoint.error import CheckpointError, damaged, shown
+from edgeconv.checkpoint.elements import element_count, item_size, listed
+from edgeconv.checkpoint.error import CheckpointError, damaged, naming, shown
 from edgeconv.checkpoint.mapping import Contents, Entry, TensorSpec, check_name
 from edgeconv.checkpoint.pickled import Global, Object, load
+from edgeconv.checkpoint.views import Fetch, Storage, Tensor, Views
 
-__all__ = ["read"]
+__all__ = ["FORMAT", "Storages", "contents", "is_size", "read", "rebuild"]
+
+FORMAT = "PyTorch zip"
 
 PICKLE_BYTES = 2**27
 DEPTH = 64  # of containers within containers
-VISITS = 2**20  # values looked at in search of tensors
-TENSORS = 2**16
-OVERLAP = 4  # bytes of tensors per byte of storage, beyond which views share one copy
+VISITS = 2**21  # values looked at in search of tensors
+VISITS_PER_BYTE = 16  # of the pickle: a container that is put into others is looked at in each
+TENSORS = 2**18
+NAMES_CHARACTERS = 2**24  # of all containers and tensors
 
 _STORAGES = {"BFloat16": "bfloat16", "Half": "float16", "Float": "float32", "Double": "float64"}
 _STORAGES |= {"Bool": "bool", "Byte": "uint8", "Char": "int8", "Short": "int16", "Int": "int32"}
 _STORAGES |= {"Long": "int64", "ComplexFloat": "complex64", "ComplexDouble": "complex128"}
 _STORAGES |= {"QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "Untyped": "uint8"}
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A run of elements in a record of its own."""
-
-    dtype: str
-    key: str
-    count: int
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A view of a storage, or of None if it is not listed. Offset and strides count elements."""
-
-    spec: TensorSpec
-    storage: Storage | None = None
-    offset: int = 0
-    strides: tuple[int, ...] = ()
-    negated: bool = False
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """The first element used and the one after the last."""
-        if 0 in self.spec.shape:
-            return 0, 0
-        steps = zip(self.spec.shape, self.strides, strict=True)
-        return self.offset, self.offset + 1 + sum((n - 1) * stride for n, stride in steps)
+_STORAGES |= {"QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4"}
 
 
 def read(file: BinaryIO, archive: Archive, stem: str) -> Contents:
     """Describe the tensors of a file that `torch.save` wrote, given what precedes ``data.pkl``."""
-    pickle = stem + "data.pkl"
-    if archive.records[pickle].size > PICKLE_BYTES:
+    pickle, order, folder = (stem + name for name in ("data.pkl", "byteorder", "data/"))
+    byte_order = "little"
+    if order in archive.records:
+        byte_order = archive.read(file, order).decode(errors="replace")
+    if byte_order not in ("little", "big"):
+        raise damaged("the byte order must be 'little' or 'big'", shown(byte_order))
+    size = archive.records[pickle].size
+    if size > PICKLE_BYTES:
         raise CheckpointError(
             f"record {shown(pickle)} must have at most {PICKLE_BYTES} bytes",
-            str(archive.records[pickle].size),
+            str(size),
             "save only the state dict",
         )
-    root = load(archive.read(file, pickle), _rebuild, _storage)
-    search = _Search()
-    search.visit(root, "", 0)
-    tensors = search.found
-    storages = _Storages(file, archive, stem, tensors.values())
-    entries = {
-        name: Entry(tensor.spec, storages.reader(tensor)) for name, tensor in tensors.items()
+    storages = Storages(byte_order, byte_order)
+    stream = io.BytesIO(archive.read(file, pickle))
+    with naming(record=pickle):
+        root = load(stream, size, rebuild, storages.described)
+        if stream.tell() != size:
+            raise damaged("the pickle must end with its value", "more")
+    for storage in storages.by_key.values():
+        record = archive.records.get(folder + storage.key)
+        found = record.size if record else "no such record"
+        if item_size(storage.dtype) and found != storage.size:
+            expected = f"record {shown(folder + storage.key)} must have {storage.size} bytes"
+            raise damaged(expected, str(found))
+
+    def fetch(file: BinaryIO, key: str, start: int, stop: int) -> bytes | bytearray:
+        return archive.read(file, folder + key, start, stop)
+
+    deflated = {
+        name.removeprefix(folder)
+        for name, record in archive.records.items()
+        if record.method == DEFLATED
     }
-    if not entries and search.module is not None:
+    return contents(FORMAT, root, size, fetch, deflated)
+
+
+def contents(
+    file_format: str, root: object, pickle_size: int, fetch: Fetch, deflated: Container[str] = ()
+) -> Contents:
+    """Describe the tensors in the value of a pickle."""
+    search = _Search(min(VISITS, VISITS_PER_BYTE * pickle_size))
+    search.visit(root, "", 0)
+    if not search.found and search.module is not None:
         raise CheckpointError(
             "the file must hold a state dict",
             f"a whole pickled module, {shown(search.module)}",
             "save `model.state_dict()` instead of `model` with `torch.save`",
         )
-    return Contents("PyTorch zip", entries)
+    views = Views(search.found.values(), fetch, deflated)
+    entries = {
+        name: Entry(tensor.spec, views.reader(tensor), tensor.remedy)
+        for name, tensor in search.found.items()
+    }
+    return Contents(file_format, entries)
 
 
 class _Search:
     """The search for tensors in nested containers, which a file can make endless."""
 
-    def __init__(self) -> None:
+    def __init__(self, visits: int) -> None:
         self.found: dict[str, Tensor] = {}
         self.module: str | None = None
-        self.visits = 0
+        self.limit = self.visits_left = visits
+        self.characters_left = NAMES_CHARACTERS
 
     def visit(self, value: object, name: str, depth: int) -> None:
         """Add every tensor under its dotted name, in the order of the file."""
         check_name(name)
+        self.characters_left -= len(name)
         if isinstance(value, Tensor):
             if name in self.found:
                 raise damaged("the names of tensors must differ", f"{shown(name)} twice")
@@ -104,15 +111,19 @@ class _Search:
         items = value.items if isinstance(value, Object) else ()
         attributes = value.state if isinstance(value, Object) else None
         if isinstance(value, Object) and isinstance(attributes, Object):
-            self.visits += len(attributes.items)  # many objects can share them
+            self.visits_left -= len(attributes.items)  # many objects can share them
             is_module = any(key == "_parameters" for key, _ in attributes.items)
             self.module = value.kind if is_module else self.module
         for key, child in enumerate(value) if isinstance(value, (list, tuple)) else items:
-            self.visits += 1
-            if depth == DEPTH or self.visits > VISITS or len(self.found) > TENSORS:
+            self.visits_left -= 1
+            if (
+                depth == DEPTH
+                or min(self.visits_left, self.characters_left) < 0
+                or len(self.found) > TENSORS
+            ):
                 raise CheckpointError(
-                    f"containers must nest at most {DEPTH} deep and hold at most {VISITS} values "
-                    f"and {TENSORS} tensors",
+                    f"containers must nest at most {DEPTH} deep and hold at most {self.limit} "
+                    f"values, {TENSORS} tensors and {NAMES_CHARACTERS} characters of names",
                     "more",
                     "save only the state dict",
                 )
@@ -121,16 +132,34 @@ class _Search:
                 self.visit(child, f"{name}.{key}" if depth else str(key), depth + 1)
 
 
-def _storage(description: object) -> Storage:
-    """Turn the description of a storage in the pickle into one."""
-    match description:
-        case ("storage", Global(name), str(key), _, count) if _is_size(count):
-            kind = name.rpartition(".")[2].removesuffix("Storage")
-            return Storage(_STORAGES.get(kind, shown(name)), key, count)
-    raise damaged("the pickle must describe storages by type, key and size", "something else")
+class Storages:
+    """
+    The storages that a pickle describes, by key.
+
+    `untyped_order` and `typed_order` are the byte orders of storages of bytes, in which a tensor
+    may see wider elements, and of those of a type.
+    """
+
+    def __init__(self, untyped_order: str, typed_order: str) -> None:
+        self.untyped_order = untyped_order
+        self.typed_order = typed_order
+        self.by_key: dict[str, Storage] = {}
+
+    def described(self, description: object) -> Storage:
+        """Turn the description of a storage in the pickle into one."""
+        match description:
+            case tuple(("storage", Global(name), str(key), str(), count)) if is_size(count):
+                kind = name.rpartition(".")[2].removesuffix("Storage")
+                dtype = _STORAGES.get(kind, shown(name))
+                order = self.untyped_order if item_size(dtype) == 1 else self.typed_order
+                storage = Storage(dtype, key, count, order, 0, count)
+                if self.by_key.setdefault(key, storage) != storage:
+                    raise damaged(f"storage {shown(key)} must have one type and size", "two")
+                return storage
+        raise damaged("the pickle must describe storages by type, key and size", "something else")
 
 
-def _rebuild(name: str, arguments: tuple[object, ...]) -> object:
+def rebuild(name: str, arguments: tuple[object, ...]) -> object:
     """Do what a call in the pickle means, if it makes a tensor or the shape of one."""
     if name == "torch.Size" and len(arguments) == 1:
         return arguments[0]
@@ -138,60 +167,75 @@ def _rebuild(name: str, arguments: tuple[object, ...]) -> object:
     if function == name or not function.startswith("_rebuild_"):
         return None
     match function.removeprefix("_rebuild_"), arguments:
+        case "tensor", (Storage() as s, offset, size, steps):
+            return _tensor(s, s.dtype, offset, size, steps, [])
         case "tensor_v2", (Storage() as s, offset, size, steps, bool(), _, *flags):
             return _tensor(s, s.dtype, offset, size, steps, flags)
         case "tensor_v3", (Storage() as s, offset, size, steps, bool(), _, Global(kind), *flags):
-            return _tensor(s, kind.removeprefix("torch."), offset, size, steps, flags)
-        case "parameter", (Tensor() as tensor, bool(), _):
+            return _tensor(s, _dtype(kind), offset, size, steps, flags)
+        case ("parameter", (Tensor() as tensor, bool(), _)) | (
+            "parameter_with_state",
+            (Tensor() as tensor, bool(), _, _),
+        ):
             return tensor
-        case "parameter_with_state", (Tensor() as tensor, bool(), _, _):
-            return tensor
+        case ("parameter" | "parameter_with_state", (Object(kind=kind), *_)):
+            return Tensor(TensorSpec(shown(kind), ()))  # of a subclass with a function of its own
         case "from_type_v2", (Global(inner), Global(), tuple(view), _) if "_type_" not in inner:
-            return _rebuild(inner, view)
+            return rebuild(inner, view)
         case (
-            ("tensor_v2" | "tensor_v3" | "parameter" | "parameter_with_state" | "from_type_v2"),
+            ("tensor" | "tensor_v2" | "tensor_v3" | "parameter" | "parameter_with_state")
+            | "from_type_v2",
             _,
         ):
             raise damaged(f"the pickle must call {function} with its arguments", "others")
-        case "qtensor", (Storage() as s, *_):
-            return Tensor(TensorSpec(s.dtype, ()))
+        case "qtensor", (Storage() as s, _, size, *_):
+            shape = size if _are_sizes(size) else ()
+            return Tensor(TensorSpec(s.dtype, shape), remedy="save its `dequantize()` instead")
         case "sparse_tensor", (_, tuple(parts)):
             dtypes = [part.spec.dtype for part in parts if isinstance(part, Tensor)]
-            return Tensor(TensorSpec(" ".join(["sparse", *dtypes[-1:]]), ()))
+            spec = TensorSpec(" ".join(["sparse", *dtypes[-1:]]), ())
+            return Tensor(spec, remedy="save its `to_dense()` instead")
     # Nested tensors, those without elements ("meta"), and kinds that are still to be invented.
     return Tensor(TensorSpec(shown(function.removeprefix("_rebuild_")), ()))
+
+
+def _dtype(name: str) -> str:
+    """Name an element type as PyTorch does."""
+    dtype = name.removeprefix("torch.")
+    return dtype if dtype.isidentifier() else shown(name)
 
 
 def _tensor(
     storage: Storage, dtype: str, offset: object, size: object, steps: object, flags: list[object]
 ) -> Tensor:
     """Check a tensor's description."""
-    if not _is_size(offset) or not _are_sizes(size) or not _are_sizes(steps):
+    if not is_size(offset) or not _are_sizes(size) or not _are_sizes(steps):
         raise damaged("a tensor must have an offset, a size and strides", "something else")
     if len(size) != len(steps):
         raise damaged(f"a tensor of {len(size)} dimensions must have as many strides", "others")
     element_count(size, "a tensor")
-    spec = TensorSpec(dtype if dtype.isidentifier() else shown(dtype), size)
-    if not listed(dtype) or not listed(storage.dtype):
+    spec = TensorSpec(dtype, size)
+    if not item_size(dtype) or not item_size(storage.dtype):
         return Tensor(spec)
     # The stride of a dimension of length 1 means nothing, and may be any number.
     strides = tuple(step if n > 1 else 1 for n, step in zip(size, steps, strict=True))
-    tensor = Tensor(spec, storage, offset, strides, _is_negated(flags, dtype))
-    available = storage.count * item_size(storage.dtype)
-    if tensor.span[1] * item_size(dtype) > available:
+    tensor = Tensor(spec, storage, storage.first + offset, strides)
+    if tensor.span[1] * item_size(dtype) > storage.stop * item_size(storage.dtype):
         found = f"size {shown(str(size))} with strides {shown(str(strides))} at {offset}"
-        raise damaged(f"a tensor must lie within its storage of {available} bytes", found)
-    return tensor
+        raise damaged(f"a tensor must lie within its storage of {storage.size} bytes", found)
+    if not listed(dtype) or not listed(storage.dtype):
+        return Tensor(spec)
+    return replace(tensor, negated=_is_negated(flags, dtype))
 
 
-def _is_size(value: object) -> TypeGuard[int]:
+def is_size(value: object) -> TypeGuard[int]:
     """Tell whether a value counts something; Python's Booleans would pass as integers."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def _are_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
     """Tell whether a value is a tuple of sizes."""
-    return isinstance(value, tuple) and all(map(_is_size, value))
+    return isinstance(value, tuple) and all(map(is_size, value))
 
 
 def _is_negated(flags: list[object], dtype: str) -> bool:
@@ -202,67 +246,3 @@ def _is_negated(flags: list[object], dtype: str) -> bool:
         case [Object(items=[("neg", bool(negated))])] if not (negated and dtype == "bool"):
             return negated
     raise damaged("the flags of a real tensor must be 'neg' or nothing", "something else")
-
-
-class _Storages:
-    """The storages of a file, of which each view reads what it needs."""
-
-    def __init__(
-        self, file: BinaryIO, archive: Archive, stem: str, tensors: Iterable[Tensor]
-    ) -> None:
-        self.archive = archive
-        self.folder = stem + "data/"
-        self.byte_order = "little"
-        if stem + "byteorder" in archive.records:
-            self.byte_order = archive.read(file, stem + "byteorder").decode(errors="replace")
-        if self.byte_order not in ("little", "big"):
-            raise damaged("the byte order must be 'little' or 'big'", shown(self.byte_order))
-        demand: Counter[str] = Counter()
-        for tensor in tensors:
-            if tensor.storage:
-                self.check(tensor.storage)
-                start, stop = tensor.span
-                demand[tensor.storage.key] += (stop - start) * item_size(tensor.spec.dtype)
-        # These are read whole, and kept while in use: that bounds the memory where many views
-        # overlap, and the time where each view would inflate the storage again.
-        self.whole = set()
-        for key, size in demand.items():
-            record = archive.records[self.folder + key]
-            if record.method == DEFLATED or size > OVERLAP * record.size:
-                self.whole.add(key)
-        self.alive: weakref.WeakValueDictionary[object, NDArray[Any]]
-        self.alive = weakref.WeakValueDictionary()
-        self.last: NDArray[Any] | None = None
-
-    def check(self, storage: Storage) -> None:
-        """Check that a storage is a record of its size."""
-        name, size = self.folder + storage.key, storage.count * item_size(storage.dtype)
-        found = self.archive.records[name].size if name in self.archive.records else "no such one"
-        if found != size:
-            raise damaged(f"record {shown(name)} must have {size} bytes", str(found))
-
-    def reader(self, tensor: Tensor) -> partial[NDArray[Any]] | None:
-        """Return what reads a tensor from the open file; None if it is not listed."""
-        return partial(self.read, tensor, tensor.storage) if tensor.storage else None
-
-    def read(self, tensor: Tensor, storage: Storage, file: BinaryIO) -> NDArray[Any]:
-        """Read one tensor, a view of `storage`."""
-        dtype = tensor.spec.dtype
-        if 0 in tensor.spec.shape:
-            return decoded(b"", dtype).reshape(tensor.spec.shape)
-        item = item_size(dtype)
-        start, stop = tensor.span
-        if storage.key in self.whole:
-            start, stop = 0, storage.count * item_size(storage.dtype) // item
-        key = (storage.key, dtype, tensor.negated, start, stop)
-        elements = self.alive.get(key)
-        if elements is None:
-            raw = self.archive.read(file, self.folder + storage.key, start * item, stop * item)
-            elements = decoded(raw, dtype, self.byte_order)
-            elements = -elements if tensor.negated else elements
-            self.alive[key] = elements
-        if storage.key in self.whole:
-            self.last = elements
-        strides = tuple(step * elements.itemsize for step in tensor.strides)
-        offset = (tensor.offset - start) * elements.itemsize
-        return np.ndarray(tensor.spec.shape, elements.dtype, elements, offset, strides)

@@ -12,7 +12,9 @@ from edgeconv.checkpoint.elements import decoded, element_count, item_size, list
 from edgeconv.checkpoint.error import CheckpointError, damaged, shown
 from edgeconv.checkpoint.mapping import Contents, Entry, TensorSpec, check_name
 
-__all__ = ["HEADER_BYTES", "parse_object", "read"]
+__all__ = ["FORMAT", "HEADER_BYTES", "parse_object", "read"]
+
+FORMAT = "safetensors"
 
 HEADER_BYTES = 100_000_000  # the limit of the format's own library
 PARSED_BYTES = 2**23  # enough for 70,000 tensors; parsed, they take up to 24 times as much
@@ -28,6 +30,7 @@ DTYPES |= {"F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "
 
 def read(file: BinaryIO, size: int) -> Contents:
     """Describe the tensors of a safetensors file of `size` bytes, in the order of their data."""
+    file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if length > HEADER_BYTES or 8 + length > size:
         raise damaged(f"the header must fit the file's {size} bytes", f"{length} bytes")
@@ -49,7 +52,7 @@ def read(file: BinaryIO, size: int) -> Contents:
         raise damaged(
             f"the tensors must end with the file, at byte {size}", f"byte {8 + length + position}"
         )
-    return Contents("safetensors", entries)
+    return Contents(FORMAT, entries)
 
 
 def parse_object(text: bytes | str, what: str) -> dict[str, Any]:
@@ -113,14 +116,12 @@ def _entry(name: str, fields: dict[str, Any], start: int, length: int) -> Entry:
         raise damaged(f"{shown(name)} must have a shape", shown(str(shape)))
     spec = TensorSpec(DTYPES.get(stored, shown(stored)), tuple(shape))
     count = element_count(spec.shape, shown(name))
-    if not listed(spec.dtype):
-        return Entry(spec, None)
-    if count * item_size(spec.dtype) != length:
+    item = item_size(spec.dtype)
+    if item and count * item != length:
         raise damaged(
-            f"{shown(name)} must have {count * item_size(spec.dtype)} bytes for its shape",
-            f"{length} bytes",
+            f"{shown(name)} must have {count * item} bytes for its shape", f"{length} bytes"
         )
-    return Entry(spec, partial(_tensor, start, length, spec))
+    return Entry(spec, partial(_tensor, start, length, spec) if listed(spec.dtype) else None)
 
 
 def _tensor(start: int, length: int, spec: TensorSpec, file: BinaryIO) -> NDArray[Any]:

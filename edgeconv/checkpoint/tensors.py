@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,7 +75,7 @@ def weight_and_bias(
         raise TypeError(f"`state` must be a mapping of names to arrays, got {_kind(state)}")
     if not isinstance(prefix, str):
         raise TypeError(f"`prefix` must be a str, got {_kind(prefix)}")
-    with naming(state.path if isinstance(state, Checkpoint) else None):
+    with _naming(state):
         parent = _parent(state, prefix)
         _geometry(state, parent)
         weight = _float32(state, parent + "weight")
@@ -85,7 +86,7 @@ def weight_and_bias(
 def convolutions(state: Mapping[str, Any]) -> dict[str, Convolution]:
     """Find every depthwise convolution in the order of `state`, without reading a tensor."""
     found: dict[str, Convolution] = {}
-    with naming(state.path if isinstance(state, Checkpoint) else None):
+    with _naming(state):
         for parent in _parents(state):
             prefix = prefix_of(parent)
             if prefix in found:
@@ -275,6 +276,11 @@ def _ambiguous(prefix: str) -> CheckpointError:
         "one with '.conv' and one without",
         "rename one of the two and save again",
     )
+
+
+def _naming(state: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Let errors name the file that the tensors come from."""
+    return naming(state.path, state.format) if isinstance(state, Checkpoint) else naming()
 
 
 def _kind(value: object) -> str:

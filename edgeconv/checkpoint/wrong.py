@@ -9,7 +9,7 @@ from edgeconv.checkpoint.error import CheckpointError, shown
 __all__ = ["HEAD_BYTES", "wrong_archive", "wrong_file"]
 
 HEAD_BYTES = 512
-EXPECTED = "a checkpoint must be a PyTorch zip, a safetensors or an .npz file"
+EXPECTED = "a checkpoint must be a PyTorch, a safetensors or an .npz file"
 AGAIN = "download or copy it again"
 RESAVE = "load it in PyTorch and save `model.state_dict()` with `torch.save`"
 UNPACK = "unpack it, and give the path of the checkpoint inside"
@@ -17,7 +17,7 @@ ORIGINAL = "give the PyTorch checkpoint that it was made from"
 
 _STARTS = (
     (b"version https://git-lfs", "a git-lfs pointer", "run `git lfs pull`"),
-    (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46", "a file of PyTorch before 1.6", RESAVE),
+    (b"sys_info\0", "a tar archive of PyTorch's first releases", RESAVE),
     (b"\x93NUMPY", "a single array (.npy)", "save weight and bias by name with `numpy.savez`"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "save its arrays by name with `numpy.savez`"),
     (b"GGUF", "a GGUF model", ORIGINAL),

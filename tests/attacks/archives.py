@@ -419,7 +419,7 @@ def a_name_without_characters():
     return archive(Record(""))
 
 
-@refused("the name of a tensor must be UTF-8 text of at most 2048 characters")
+@refused("the name of a tensor must be UTF-8 text of at most 4096 characters")
 def a_name_of_65_535_characters():
     return archive(Record("x" * 65531 + ".npy"))
 

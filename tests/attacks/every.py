@@ -1,25 +1,23 @@
-"""All attacks."""
+"""All attacks, in the order of the table in docs/attacks.md."""
 
-from attacks import (
-    archives,
-    converted_files,
-    kinds,
-    npz_files,
-    payloads,
-    safetensors_files,
-    storages,
-    structures,
-)
+import importlib
+
 from attacks.catalogue import ATTACKS
 
-__all__ = [
-    "ATTACKS",
+__all__ = ["ATTACKS", "GROUPS"]
+
+GROUPS = (
+    "payloads",
+    "structures",
+    "storages",
     "archives",
+    "legacy_files",
+    "safetensors_files",
+    "npz_files",
     "converted_files",
     "kinds",
-    "npz_files",
-    "payloads",
-    "safetensors_files",
-    "storages",
-    "structures",
-]
+    "damaged",
+    "unusual",
+)
+for group in GROUPS:
+    importlib.import_module(f"attacks.{group}")

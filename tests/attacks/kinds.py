@@ -53,7 +53,7 @@ for kind, (content, found) in CONTENTS.items():
     register(f"a checkpoint must be .* found {found}", kind, lambda content=content: content)
 
 
-@refused("found a plain pickle, which could run any code", live=("plain pickle",))
+@refused("found a plain pickle, which could run any code", live=("pickles",))
 def a_plain_pickle(m):
     return pickle.dumps({"w": W.tolist(), "x": Mkdir(m)})
 

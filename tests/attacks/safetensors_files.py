@@ -258,7 +258,7 @@ def a_name_with_half_a_character():
     return file(b'{"\\ud800": {"dtype":"F32","shape":[3],"data_offsets":[0,12]}}')
 
 
-@refused("the name of a tensor must be UTF-8 text of at most 2048 characters")
+@refused("the name of a tensor must be UTF-8 text of at most 4096 characters")
 def a_name_of_a_megabyte():
     return file({"x" * 2**20: w()})
 

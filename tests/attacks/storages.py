@@ -185,14 +185,14 @@ def a_storage_of_an_unknown_type():
     return of_storage(kind="Complex\x1b[2JDouble")
 
 
-@refused("record 'archive/data/0' must have 12 bytes, found no such one")
+@refused("record 'archive/data/0' must have 12 bytes, found no such record")
 def a_storage_without_a_record():
     files = records({"w": tensor(W)})
     del files["archive/data/0"]
     return zipped(files)
 
 
-@refused("record 'archive/data/../../data/0' must have 12 bytes, found no such one")
+@refused("record 'archive/data/../../data/0' must have 12 bytes, found no such record")
 def a_storage_whose_key_climbs():
     files = records({"w": view(Storage(RAW, "Float", 3, "../../data/0"), 0, (3,), (1,))})
     files["archive/data/0"] = files.pop("archive/data/../../data/0")
@@ -210,7 +210,7 @@ def two_storages_of_one_record():
     return saved({"v": view(one, 0, (3,), (1,)), "w": view(other, 0, (3,), (1,))})
 
 
-@refused("record 'archive/data/0' must have 24 bytes, found 12")
+@refused("storage '0' must have one type and size, found two")
 def one_record_of_two_sizes():
     one, other = Storage(RAW, "Float", 3, "0"), Storage(RAW, "Double", 3, "0")
     return saved({"v": view(one, 0, (3,), (1,)), "w": view(other, 0, (3,), (1,))})

@@ -61,13 +61,14 @@ def loaded_as_yaml(path):
         yaml.unsafe_load(file)
 
 
-def plainly_unpickled(path):
+def unpickled_in_turn(path):
     with open(path, "rb") as file:  # noqa: PTH123 - as its users do
-        pickle.load(file)
+        while True:
+            Unpickler(file).load()
 
 
 LOADERS = {
-    "plain pickle": plainly_unpickled,
+    "pickles": unpickled_in_turn,
     "pickle": unpickled(Unpickler),
     "prefixes": unpickled(Prefixes),
     "torch": unpickled(Prefixes),
