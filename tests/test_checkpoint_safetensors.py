@@ -101,7 +101,7 @@ def test_truncated_files_are_refused(target):
         (raw(b'{"x": \xff}'), "the header must be a JSON object in UTF-8"),
         (raw("{}".encode("utf-16le")), "the header must be a JSON object in UTF-8"),
         (raw(b'{"x": ' + b"[" * 100000), "the header must be a JSON object in UTF-8"),
-        (raw(b'{"x": ' + b"9" * 5000 + b"}"), "must be a JSON object in UTF-8|other fields"),
+        (raw(b'{"x": ' + b"9" * 10**6 + b"}"), "a JSON number must have at most 32 digits"),
         (raw({"__metadata__": {"a": 1}}), "'__metadata__' must hold text by name"),
         (raw({"__metadata__": []}), "'__metadata__' must hold text by name"),
         (raw({"x": 1}), "'x' must have dtype, shape and data_offsets, found other fields"),

@@ -1,4 +1,4 @@
-"""2,000 random changes to every kind of good file: tests/attacks/fuzz.py says what must come of it."""
+"""Good files of every kind, 2,000 times changed at random; tests/attacks/fuzz.py has the rule."""
 
 import re
 import subprocess

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 from edgeconv.checkpoint.error import CheckpointError, damaged, shown
 from edgeconv.checkpoint.mapping import exactly
 
-__all__ = ["Archive"]
+__all__ = ["DEFLATED", "INFLATED_RATIO", "Archive"]
 
 RECORDS = 2**18  # the largest models have some thousand
 DIRECTORY_BYTES = 2**26  # of the list of records
@@ -55,6 +55,7 @@ class Archive:
     """The records of a zip file by name, in the order of their data; folders are left out."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
+        self.size = size
         records = _records(*_directory(file, size))
         # Also of those that nobody reads: one of another name may be missing elsewhere.
         for record in records:

@@ -7,7 +7,7 @@ from collections.abc import Container
 from dataclasses import replace
 from typing import BinaryIO, TypeGuard
 
-from edgeconv.checkpoint.archive import DEFLATED, Archive
+from edgeconv.checkpoint.archive import DEFLATED, INFLATED_RATIO, Archive
 from edgeconv.checkpoint.elements import element_count, item_size, listed
 from edgeconv.checkpoint.error import CheckpointError, damaged, naming, shown
 from edgeconv.checkpoint.mapping import Contents, Entry, TensorSpec, check_name
@@ -19,6 +19,7 @@ __all__ = ["FORMAT", "Storages", "contents", "is_size", "read", "rebuild"]
 FORMAT = "PyTorch zip"
 
 PICKLE_BYTES = 2**27
+PICKLE_FLOOR = 2**18  # bytes that it may always take; beyond, times the file's size
 DEPTH = 64  # of containers within containers
 VISITS = 2**21  # values looked at in search of tensors
 VISITS_PER_BYTE = 16  # of the pickle: a container that is put into others is looked at in each
@@ -41,9 +42,10 @@ def read(file: BinaryIO, archive: Archive, stem: str) -> Contents:
     if byte_order not in ("little", "big"):
         raise damaged("the byte order must be 'little' or 'big'", shown(byte_order))
     size = archive.records[pickle].size
-    if size > PICKLE_BYTES:
+    most = min(PICKLE_BYTES, max(PICKLE_FLOOR, INFLATED_RATIO * archive.size))
+    if size > most:
         raise CheckpointError(
-            f"record {shown(pickle)} must have at most {PICKLE_BYTES} bytes",
+            f"record {shown(pickle)} must have at most {most} bytes",
             str(size),
             "save only the state dict",
         )

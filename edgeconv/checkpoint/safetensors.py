@@ -18,6 +18,7 @@ FORMAT = "safetensors"
 
 HEADER_BYTES = 100_000_000  # the limit of the format's own library
 PARSED_BYTES = 2**23  # enough for 70,000 tensors; parsed, they take up to 24 times as much
+INTEGER_DIGITS = 32  # 2**64 has 20
 DTYPES = {"BOOL": "bool", "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 DTYPES |= {
     f"{kind}{bits}": name + bits
@@ -62,6 +63,7 @@ def parse_object(text: bytes | str, what: str) -> dict[str, Any]:
             text if isinstance(text, str) else text.decode(),
             object_pairs_hook=_without_duplicates,
             parse_constant=_no_constant,
+            parse_int=_integer,
         )
     except CheckpointError:
         raise
@@ -83,6 +85,13 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _no_constant(name: str) -> NoReturn:
     """Refuse the numbers that JSON does not have."""
     raise damaged("a JSON number must be finite", name)
+
+
+def _integer(digits: str) -> int:
+    """Convert a number of a length that is quick to convert."""
+    if len(digits) > INTEGER_DIGITS:
+        raise damaged(f"a JSON number must have at most {INTEGER_DIGITS} digits", "more")
+    return int(digits)
 
 
 def _check_metadata(metadata: object) -> None:

@@ -90,7 +90,8 @@ def tensors(root, raw_of, order):
 
 def rebuilt(function, arguments, raw_of, order):
     """Make the array that a call describes; None for what is not listed."""
-    function = function.rpartition("._rebuild_")[2]
+    function = function.removeprefix("torch._utils._rebuild_")
+    function = function.removeprefix("torch._tensor._rebuild_")
     if function in ("parameter", "parameter_with_state"):
         inner = arguments[0]
         return rebuilt(inner.of, inner.arguments, raw_of, order)

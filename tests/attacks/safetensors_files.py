@@ -197,7 +197,7 @@ def a_header_closed_a_million_levels_deep():
     return file(b'{"w": ' + b'{"a":' * 10**5 + b"1" + b"}" * 10**5 + b"}")
 
 
-@refused(NOT_JSON + "|'w' must have a shape")
+@refused("a JSON number must have at most 32 digits, found more")
 def a_number_of_a_million_digits():
     return file(b'{"w": {"dtype":"F32","shape":[' + b"9" * 10**6 + b'],"data_offsets":[0,12]}}')
 
