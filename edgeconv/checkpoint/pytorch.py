@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Container
+from collections import Counter
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from typing import BinaryIO, TypeGuard
 
@@ -111,6 +112,7 @@ class _Search:
                 raise damaged("the names of tensors must differ", f"{shown(name)} twice")
             self.found[name] = value
         items = value.items if isinstance(value, Object) else ()
+        _check_keys(items)
         attributes = value.state if isinstance(value, Object) else None
         if isinstance(value, Object) and isinstance(attributes, Object):
             self.visits_left -= len(attributes.items)  # many objects can share them
@@ -132,6 +134,20 @@ class _Search:
             # What lies under a key that is neither text nor a number has no name.
             if isinstance(child, (Tensor, Object, list, tuple)) and isinstance(key, (str, int)):
                 self.visit(child, f"{name}.{key}" if depth else str(key), depth + 1)
+
+
+def _check_keys(items: Iterable[tuple[object, object]]) -> None:
+    """Refuse two values of one key, of which PyTorch keeps the last one."""
+    # Numbers as text: a file can choose them so that their hashes collide.
+    keys = Counter(
+        key if isinstance(key, str) else (str(int(key)),)
+        for key, _ in items
+        if isinstance(key, (str, int))
+    )
+    if len(keys) != keys.total():
+        (key, _), *_ = keys.most_common(1)
+        found = f"{shown(key if isinstance(key, str) else key[0])} twice"
+        raise damaged("the keys of a dictionary must differ", found)
 
 
 class Storages:

@@ -311,9 +311,24 @@ def a_number_and_a_text_of_one_name():
     return saved({1: tensor(W), "1": tensor(W)})
 
 
-@refused("the names of tensors must differ, found 'w' twice")
+@refused("the keys of a dictionary must differ, found '5' twice")
+def a_number_that_occurs_twice_as_a_key():
+    return file(b"}(K\x05" + BODY + b"M\x05\x00Nu")
+
+
+@refused("the keys of a dictionary must differ, found 'w' twice")
 def a_key_that_occurs_twice():
     return file(b"}(" + (text("w") + BODY) * 2 + b"u")
+
+
+@refused("the keys of a dictionary must differ, found 'w' twice")
+def a_key_that_occurs_again_without_a_tensor():
+    return file(b"}(" + text("w") + BODY + text("w") + b"K\x05u")
+
+
+@refused("the keys of a dictionary must differ, found 'w' twice")
+def a_key_that_occurs_again_with_an_empty_dictionary():
+    return file(b"}(" + text("w") + BODY + text("w") + b"}u")
 
 
 @refused("must describe storages by type, key and size")
