@@ -269,9 +269,8 @@ def changed(good, name, seed, case):
     return bytes(data)
 
 
-def originals(good):
+def originals(good, path):
     """Return what the good files hold."""
-    path = Path("good")
     for content in (good.content, good.other):
         path.write_bytes(good.file(content))
         yield READERS[good.read](path)
@@ -306,7 +305,7 @@ def judge(good, content, expected, path):
 def run(name, count, seed):
     """Judge so many changed files; return how many became what."""
     good, path = FORMATS[name], Path("changed")
-    expected = list(originals(good))
+    expected = list(originals(good, path))
     outcomes = collections.Counter()
     with bounded(MEMORY, SECONDS):
         for case in range(count):
