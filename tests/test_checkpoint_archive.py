@@ -130,7 +130,7 @@ def test_records_must_not_overlap(target):
         (CENTRAL, 28, b"\0\0", "the names in the zip archive must be UTF-8 text, found "),
         (CENTRAL, 32, b"\1", "directory must list 1 records, found more bytes|list its records"),
         (CENTRAL, 46, b"\0", "must be UTF-8 text, found 00 2e"),
-        (CENTRAL, 24, b"\xff\xff\xff\xff", "must state its 64-bit size, found none"),
+        (CENTRAL, 24, b"\xff\xff\xff\xff", "must state its 64-bit size once, found none"),
         (LOCAL, 30, b"y", "'x.npy' must have the header that the directory describes"),
         (LOCAL, 28, b"\xff\xff", "'x.npy' must have the header that the directory describes"),
         (LOCAL, 8, b"\x08", "'x.npy' must have the header that the directory describes"),
@@ -225,6 +225,14 @@ def test_64_bit_archives(target):
     target.write_bytes(good)
     assert np.array_equal(read_checkpoint(target)["x"], VALUES)
     refused(target, patched(good, b"PK\6\6", 0, b"XX"), "must have a 64-bit end record")
+    twice = struct.pack("<2H3Q", 1, 24, size, size, 0) * 2 + bytes(3)
+    refused(
+        target,
+        data[:start]
+        + patched(central[:51] + twice, CENTRAL, 30, struct.pack("<H", len(twice)))
+        + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 51 + len(twice), start, 0),
+        "'x.npy' must state its 64-bit size once, found others",
+    )
     refused(target, patched(good, b"PK\6\7", 8, b"\1"), "must have a 64-bit end record")
     refused(target, patched(good, b"PK\6\6", 40, b"\xff" * 8), "directory must end at byte")
 

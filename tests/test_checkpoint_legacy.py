@@ -17,6 +17,9 @@ from edgeconv.checkpoint import CheckpointError, read_checkpoint
 DTYPES = ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 
 
+one = tensor(np.float32([1]))
+
+
 @pytest.fixture(scope="module")
 def target(tmp_path_factory):
     return tmp_path_factory.mktemp("legacy") / "file.pth"
@@ -100,7 +103,22 @@ def test_other_tensors_are_passed_over(target):
     checkpoint = read(target, tree)
     assert list(checkpoint) == ["x"]
     assert checkpoint["x"].tolist() == [3]
-    assert checkpoint.spec("quantized") == ("qint32", (3,))
+    assert checkpoint.spec("quantized") == ("qint32", ())
+
+
+def test_ordered_dicts_of_python_2(target):
+    def ordered(pairs):
+        return Call(named("collections", "OrderedDict"), (pairs,), {"_metadata": {}})
+
+    weights = ordered([["w", one], ["b", tensor(np.int8([2]))]])
+    checkpoint = read(target, {"model": weights, "none": ordered([])})
+    assert {name: array.tolist() for name, array in checkpoint.items()} == {
+        "model.w": [1],
+        "model.b": [2],
+    }
+    for pairs in ([["w"]], ["wb"], [("w", one)]):
+        with pytest.raises(CheckpointError, match="must make an OrderedDict of pairs, found"):
+            read(target, ordered(pairs))
 
 
 def test_strings_of_python_2(target):
@@ -143,9 +161,6 @@ def test_only_what_is_looked_up_is_read(target):
     finally:
         tracemalloc.stop()
         target.unlink()
-
-
-one = tensor(np.float32([1]))
 
 
 def with_part(part):

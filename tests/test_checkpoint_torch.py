@@ -285,6 +285,8 @@ def test_complex_quantized_sparse_and_other_tensors_are_not_listed(target):
         "odd": Call(named(utils, "_rebuild_sparse_tensor"), ("coo", ())),
         "meta": Call(named(utils, "_rebuild_meta_tensor_no_storage"), ()),
         "packed": untyped_view(b"ab", "float4_e2m1fn_x2", 0, [2], [1]),
+        "unknown": untyped_view(b"ab", "x\x1b", 0, [2], [1]),
+        "own": Call(named(utils, "_rebuild_parameter"), (Call(named("a", "B"), ()), True, {})),
     }
     checkpoint = read(target, tree)
     assert list(checkpoint) == ["good"]
@@ -295,6 +297,8 @@ def test_complex_quantized_sparse_and_other_tensors_are_not_listed(target):
         "odd": "sparse",
         "meta": "'meta_tensor_no_storage'",
         "packed": "float4_e2m1fn_x2",
+        "unknown": r"'torch.x\\x1b'",
+        "own": "'a.B'",
     }.items():
         assert name not in checkpoint
         match = f"'{name}' must be a Boolean, integer or float tensor, found {dtype}; "
@@ -357,17 +361,30 @@ v2, v3 = "_rebuild_tensor_v2", "_rebuild_tensor_v3"
         (function(v2, typed(1)), f"must call {v2} with its arguments"),
         (function("_rebuild_parameter", 1, True, {}), "must call _rebuild_parameter with"),
         (function("_rebuild_from_type_v2", named("t", "_rebuild_from_type_v2")), "_from_type_v2"),
-        ({"x": view(typed(1), True, [1], [1])}, "an offset, a size and strides"),
-        ({"x": view(typed(1), -1, [1], [1])}, "an offset, a size and strides"),
-        ({"x": view(typed(1), 0, [1.0], [1])}, "an offset, a size and strides"),
-        ({"x": view(typed(1), 0, [1], [2**63])}, "an offset, a size and strides"),
-        (function(v2, typed(1), 0, [1], (1,), False, {}), "an offset, a size and strides"),
+        ({"x": view(typed(1), True, [1], [1])}, "an offset, a size, strides and one"),
+        ({"x": view(typed(1), -1, [1], [1])}, "an offset, a size, strides and one"),
+        ({"x": view(typed(1), 0, [1.0], [1])}, "an offset, a size, strides and one"),
+        ({"x": view(typed(1), 0, [1], [2**63])}, "an offset, a size, strides and one"),
+        (function(v2, typed(1), 0, [1], (1,), False, {}), "an offset, a size, strides and one"),
+        ({"x": view(typed(1), 0, [1], [1], {}, {})}, "strides and one set of flags, found some"),
         ({"x": view(typed(1), 0, [1], [])}, "a tensor of 1 dimensions must have as many strides"),
         ({"x": view(typed(1), 0, [1] * 33, [1] * 33)}, r"at most 32 dimensions and 2\*\*58"),
         ({"x": view(typed(1), 0, [2**40, 2**40], [0, 0])}, r"dimensions and 2\*\*58 elements"),
         ({"x": view(typed(1), 1, [1], [1])}, "lie within its storage of 4 bytes, found size"),
         ({"x": view(typed(1), 0, [2], [1])}, "lie within its storage of 4 bytes"),
         ({"x": view(typed(2), 0, [1], [1])}, "'archive/data/0' must have 8 bytes, found 4"),
+        (
+            {"x": view(Storage(b"abcd", "ComplexFloat", 1), 0, [1], [1])},
+            "data/0' must have 8 bytes",
+        ),
+        ({"x": view(Storage(b"12345678", "ComplexFloat", 1), 0, [2], [1])}, "lie within its stor"),
+        (
+            {
+                "x": view(Storage(b"abcd", "Float", 1, key="7"), 0, [1], [1]),
+                "y": view(Storage(b"abcd", "Int", 1, key="7"), 0, [1], [1]),
+            },
+            "storage '7' must have one type and size, found two",
+        ),
         ({"x": view(Storage(b"", "Float", -1), 0, [1], [1])}, "describe storages by type, key"),
         ({"x": view(Storage(b"", "Float", True), 0, [1], [1])}, "describe storages by type, key"),
         ({"x": view(typed(1), 0, [1], [1], {"neg": 1})}, "must be 'neg' or nothing"),

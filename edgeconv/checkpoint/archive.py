@@ -192,16 +192,19 @@ def _record(directory: bytes, position: int) -> tuple[Record, int]:
 
 def _wide(extra: bytes, narrow: tuple[int, int, int], name: str) -> list[int]:
     """Replace the numbers that do not fit 32 bits by those of the 64-bit extra field."""
-    wide = b""
-    while len(extra) >= 4:
-        kind, length = struct.unpack_from("<2H", extra)
+    fields = []
+    position = 0
+    while position + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, position)
+        position += 4 + length
         if kind == 1:
-            wide = extra[4 : 4 + length]
-        extra = extra[4 + length :]
+            fields.append(extra[position - length : position])
+    wide = fields[0] if len(fields) == 1 else b""
     numbers = iter([number for (number,) in struct.iter_unpack("<Q", wide[: len(wide) // 8 * 8])])
     values = [next(numbers, -1) if value == IN_ZIP64 else value for value in narrow]
     if -1 in values:
-        raise damaged(f"record {shown(name)} must state its 64-bit size", "none")
+        expected = f"record {shown(name)} must state its 64-bit size once"
+        raise damaged(expected, "none" if not fields else "others")
     return values
 
 

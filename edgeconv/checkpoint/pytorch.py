@@ -178,9 +178,12 @@ class Storages:
 
 
 def rebuild(name: str, arguments: tuple[object, ...]) -> object:
-    """Do what a call in the pickle means, if it makes a tensor or the shape of one."""
-    if name == "torch.Size" and len(arguments) == 1:
-        return arguments[0]
+    """Do what a call in the pickle means, if it makes a tensor, the shape of one, or a dict."""
+    match name, arguments:
+        case "torch.Size", (size,):
+            return size
+        case "collections.OrderedDict", (list(pairs),):
+            return _ordered(name, pairs)
     function = name.removeprefix("torch._utils.").removeprefix("torch._tensor.")
     if function == name or not function.startswith("_rebuild_"):
         return None
@@ -206,15 +209,25 @@ def rebuild(name: str, arguments: tuple[object, ...]) -> object:
             _,
         ):
             raise damaged(f"the pickle must call {function} with its arguments", "others")
-        case "qtensor", (Storage() as s, _, size, *_):
-            shape = size if _are_sizes(size) else ()
-            return Tensor(TensorSpec(s.dtype, shape), remedy="save its `dequantize()` instead")
+        case "qtensor", (Storage() as s, *_):
+            return Tensor(TensorSpec(s.dtype, ()), remedy="save its `dequantize()` instead")
         case "sparse_tensor", (_, tuple(parts)):
-            dtypes = [part.spec.dtype for part in parts if isinstance(part, Tensor)]
+            dtypes = [part.spec.dtype for part in parts[:4] if isinstance(part, Tensor)]
             spec = TensorSpec(" ".join(["sparse", *dtypes[-1:]]), ())
             return Tensor(spec, remedy="save its `to_dense()` instead")
     # Nested tensors, those without elements ("meta"), and kinds that are still to be invented.
     return Tensor(TensorSpec(shown(function.removeprefix("_rebuild_")), ()))
+
+
+def _ordered(name: str, pairs: list[object]) -> Object:
+    """Return a dictionary of the pairs in a list, as Python 2 pickles it."""
+    ordered = Object(name)
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise damaged("the pickle must make an OrderedDict of pairs", type(pair).__name__)
+        ordered.items.append((pair[0], pair[1]))
+    pairs.clear()  # lest a file have one list copied again and again
+    return ordered
 
 
 def _dtype(name: str) -> str:
@@ -227,8 +240,9 @@ def _tensor(
     storage: Storage, dtype: str, offset: object, size: object, steps: object, flags: list[object]
 ) -> Tensor:
     """Check a tensor's description."""
-    if not is_size(offset) or not _are_sizes(size) or not _are_sizes(steps):
-        raise damaged("a tensor must have an offset, a size and strides", "something else")
+    if not is_size(offset) or not _are_sizes(size) or not _are_sizes(steps) or len(flags) > 1:
+        expected = "a tensor must have an offset, a size, strides and one set of flags"
+        raise damaged(expected, "something else")
     if len(size) != len(steps):
         raise damaged(f"a tensor of {len(size)} dimensions must have as many strides", "others")
     element_count(size, "a tensor")

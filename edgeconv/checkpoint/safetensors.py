@@ -17,7 +17,7 @@ __all__ = ["FORMAT", "HEADER_BYTES", "parse_object", "read"]
 FORMAT = "safetensors"
 
 HEADER_BYTES = 100_000_000  # the limit of the format's own library
-PARSED_BYTES = 2**23  # enough for 70,000 tensors; parsed, they take up to 24 times as much
+PARSED_BYTES = 2**23  # enough for 70,000 tensors; parsed, they take up to 33 times as much
 INTEGER_DIGITS = 32  # 2**64 has 20
 DTYPES = {"BOOL": "bool", "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 DTYPES |= {

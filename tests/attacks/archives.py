@@ -257,7 +257,7 @@ def a_record_that_starts_at_two_to_the_64th():
     return archive(Record(start=2**32 - 1, extra=wide(2**64 - 1)))
 
 
-@refused("must state its 64-bit size, found none")
+@refused("must state its 64-bit size once, found none")
 def a_64_bit_size_that_is_missing():
     return archive(Record(size=2**32 - 1))
 

@@ -121,7 +121,10 @@ def as_the_hooks_of_a_tensor(m):
     return saved({"w": call("torch._utils._rebuild_tensor_v2", *arguments)})
 
 
-@refused("a tensor must have an offset, a size and strides, found something else", live=PLAIN)
+@refused(
+    "a tensor must have an offset, a size, strides and one set of flags",
+    live=PLAIN,
+)
 def as_the_offset_of_a_tensor(m):
     return saved({"w": view(storage(W), call("os.mkdir", m), (3,), (1,))})
 

@@ -17,7 +17,7 @@ from torch_files import (
 from attacks.catalogue import RAW, W, loads, refused
 
 OUTSIDE = "a tensor must lie within its storage of 12 bytes, found size"
-NOT_SIZES = "a tensor must have an offset, a size and strides, found something else"
+NOT_SIZES = "a tensor must have an offset, a size, strides and one set of flags"
 UNLISTED = "found only others, such as 'w' of "
 
 

@@ -148,7 +148,7 @@ def test_lazily_conjugated_tensors_are_refused_if_asked_for(save):
     path = save({"c": torch.randn(3, dtype=torch.complex64).conj(), "x": torch.ones(1)})
     checkpoint = read_checkpoint(path)
     assert list(checkpoint) == ["x"]
-    with pytest.raises(CheckpointError, match="'c' must be .* found complex64; convert it"):
+    with pytest.raises(CheckpointError, match=r"'c' must be .* found complex64; convert it"):
         checkpoint["c"]
 
 
