@@ -60,7 +60,7 @@ def flat(value, name=()):
     if isinstance(value, torch.Tensor):
         wide = value.float() if value.dtype.itemsize < 4 and value.is_floating_point() else value
         wide = value if value.dtype == torch.float16 else wide
-        return {} if value.is_complex() else {".".join(name): wide.detach().numpy()}
+        return {} if value.is_complex() else {".".join(name): wide.detach().resolve_neg().numpy()}
     items = value.items() if isinstance(value, dict) else ()
     items = enumerate(value) if isinstance(value, (list, tuple)) else items
     found = {}
