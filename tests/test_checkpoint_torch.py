@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 from torch_files import Call, Storage, named, tensor, untyped_view, view
 
 from edgeconv.checkpoint import CheckpointError, read_checkpoint
+from edgeconv.checkpoint.tensors import none_found
 
 DTYPES = ["?", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8"]
 arrays = hnp.arrays(st.sampled_from(DTYPES), hnp.array_shapes(min_dims=0, min_side=0, max_side=3))
@@ -178,10 +179,13 @@ def test_parameters_and_tensors_with_attributes(target):
     weight = tensor(np.float32([1]))
     with_state = named("torch._utils", "_rebuild_parameter_with_state")
     from_type = named("torch._tensor", "_rebuild_from_type_v2")
+    old = named("torch.tensor", "_rebuild_from_type")
     tree = {
         "p": torch_files.parameter(np.float32([2])),
         "s": Call(with_state, (weight, True, {}, {"tag": 1})),
         "t": Call(from_type, (weight.function, named("torch", "Tensor"), weight.arguments, {})),
+        "old": Call(old, (weight.function, named("my", "Tensor"), weight.arguments, {})),
+        "own": Call(from_type, (named("my", "rebuild"), named("my", "Tensor"), (), {})),
         "size": Call(named("torch", "Size"), ((3, 4),)),
     }
     checkpoint = read(target, tree)
@@ -189,7 +193,9 @@ def test_parameters_and_tensors_with_attributes(target):
         "p": [2],
         "s": [1],
         "t": [1],
+        "old": [1],
     }
+    assert checkpoint.spec("own").dtype == "'my.rebuild'"
 
 
 def test_tied_tensors_share_memory_while_they_are_held(target):
@@ -326,12 +332,20 @@ def test_nothing_is_executed(target, tmp_path, protocol):
 
 def test_a_pickled_module_is_refused(target):
     module = Call(named("torch.nn", "Linear"), (), {"_parameters": {"weight": tensor([1.0])}})
-    with pytest.raises(
-        CheckpointError, match=r"whole pickled module, 'torch\.nn\.Linear'; save `m"
-    ):
+    remedy = r"a whole pickled module, 'torch\.nn\.Linear'; save `model\.state_dict\(\)` instead of"
+    with pytest.raises(CheckpointError, match=f"found only {remedy}"):
         read(target, module)
-    with pytest.raises(CheckpointError, match=r"whole pickled module, 'torch\.nn\.Linear'"):
+    with pytest.raises(CheckpointError, match=rf"only others, such as 'model\.0' of {remedy}"):
         read(target, {"model": [module]})
+    checkpoint = read(target, {"model": module, "optimizer": [tensor(np.float32([1]))]})
+    assert list(checkpoint) == ["optimizer.0"]
+    assert list(checkpoint.unlisted) == ["model"]
+    with pytest.raises(CheckpointError, match=f"'model' must be a .* float tensor, found {remedy}"):
+        checkpoint["model"]
+    assert none_found(checkpoint) == (
+        "there is 'model', a whole pickled module, 'torch.nn.Linear': "
+        "save `model.state_dict()` instead of `model`"
+    )
     with pytest.raises(CheckpointError, match="found only others, such as 'c' of complex64; conv"):
         read(target, {"c": tensor(np.complex64([1]))})
     with pytest.raises(CheckpointError, match="integer or float tensor, found none"):
@@ -354,7 +368,10 @@ v2, v3 = "_rebuild_tensor_v2", "_rebuild_tensor_v3"
     ("tree", "match"),
     [
         ({"a": {"b": one}, "a.b": one}, "names of tensors must differ, found 'a.b' twice"),
-        ({1: one, "1": one}, "names of tensors must differ"),
+        ({1: one, "1": one}, "keys of a dictionary must differ, found '1' twice"),
+        ({1: {"a": one}, "1": {"b": one}}, "keys of a dictionary must differ, found '1' twice"),
+        (function(v2, typed(1), 0, (1,), (1,), False, 0), f"must call {v2} with its arguments"),
+        (function("_rebuild_parameter", one, 1, {}), "must call _rebuild_parameter with"),
         ({"x" * 5000: one}, "the name of a tensor must be UTF-8 text of at most 4096 characters"),
         ({"\ud800": one}, r"UTF-8 text of at most 4096 characters, found '\\ud800'; rename"),
         (function(v2, 1, 0, (), (), False, {}), f"must call {v2} with its arguments"),

@@ -83,6 +83,11 @@ def test_what_is_not_a_file(tmp_path):
                 read_checkpoint(path)
 
 
+def test_a_file_without_a_size_is_not_read():
+    with pytest.raises(CheckpointError, match="found an empty file"):
+        read_checkpoint("/proc/self/status")  # others in /proc keep the reader waiting
+
+
 def test_a_pipe_that_takes_the_place_of_a_file_does_not_block(tmp_path, monkeypatch):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)

@@ -83,7 +83,8 @@ def _zipped(file: BinaryIO, size: int) -> Contents:
 def _nothing_listed(contents: Contents) -> CheckpointError:
     """Return the error for a file without a tensor to list."""
     for name, entry in contents.entries.items():
-        found = f"only others, such as {shown(name)} of {entry.spec.dtype}"
+        dtype = entry.spec.dtype
+        found = f"only others, such as {shown(name)} of {dtype}" if name else f"only {dtype}"
         return CheckpointError(_EXPECTED, found, entry.remedy)
     return CheckpointError(_EXPECTED, "none", "save `model.state_dict()` with `torch.save`")
 

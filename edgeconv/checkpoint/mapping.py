@@ -89,6 +89,8 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         The file's format in words, such as ``PyTorch zip``.
     size : int
         The file's length in bytes.
+    unlisted : dict of str to str
+        What can be done about each tensor that is not listed, by name.
     header : str or None
         The text that makes an ``.npz`` a converted checkpoint.
     """
@@ -100,6 +102,9 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         self.size = stamp.size
         self._entries = contents.entries
         self._names = tuple(name for name, entry in contents.entries.items() if entry.read)
+        self.unlisted = {
+            name: entry.remedy for name, entry in contents.entries.items() if not entry.read
+        }
         self._stamp = stamp
         # A later change of the working directory must not turn the path into another file's.
         self._absolute = os.path.abspath(path)  # noqa: PTH100 - `Path.absolute` keeps `..`

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from dataclasses import replace
 from typing import BinaryIO, TypeGuard
 
@@ -32,6 +31,7 @@ _STORAGES |= {"Bool": "bool", "Byte": "uint8", "Char": "int8", "Short": "int16",
 _STORAGES |= {"Long": "int64", "ComplexFloat": "complex64", "ComplexDouble": "complex128"}
 _STORAGES |= {"QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "Untyped": "uint8"}
 _STORAGES |= {"QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4"}
+_REBUILDERS = ("torch._utils", "torch._tensor", "torch.tensor")  # modules of functions, by age
 
 
 def read(file: BinaryIO, archive: Archive, stem: str) -> Contents:
@@ -52,7 +52,7 @@ def read(file: BinaryIO, archive: Archive, stem: str) -> Contents:
         )
     storages = Storages(byte_order, byte_order)
     stream = io.BytesIO(archive.read(file, pickle))
-    with naming(record=pickle):
+    with naming(record=shown(pickle)):
         root = load(stream, size, rebuild, storages.described)
         if stream.tell() != size:
             raise damaged("the pickle must end with its value", "more")
@@ -80,12 +80,6 @@ def contents(
     """Describe the tensors in the value of a pickle."""
     search = _Search(min(VISITS, VISITS_PER_BYTE * pickle_size))
     search.visit(root, "", 0)
-    if not search.found and search.module is not None:
-        raise CheckpointError(
-            "the file must hold a state dict",
-            f"a whole pickled module, {shown(search.module)}",
-            "save `model.state_dict()` instead of `model` with `torch.save`",
-        )
     views = Views(search.found.values(), fetch, deflated)
     entries = {
         name: Entry(tensor.spec, views.reader(tensor), tensor.remedy)
@@ -99,7 +93,6 @@ class _Search:
 
     def __init__(self, visits: int) -> None:
         self.found: dict[str, Tensor] = {}
-        self.module: str | None = None
         self.limit = self.visits_left = visits
         self.characters_left = NAMES_CHARACTERS
 
@@ -107,17 +100,17 @@ class _Search:
         """Add every tensor under its dotted name, in the order of the file."""
         check_name(name)
         self.characters_left -= len(name)
+        items = value.items if isinstance(value, Object) else ()
+        if isinstance(value, Object) and isinstance(value.state, Object):
+            self.visits_left -= len(value.state.items)
+            if any(key == "_parameters" for key, _ in value.state.items):
+                spec = TensorSpec(f"a whole pickled module, {shown(value.kind)}", ())
+                value = Tensor(spec, remedy="save `model.state_dict()` instead of `model`")
         if isinstance(value, Tensor):
             if name in self.found:
                 raise damaged("the names of tensors must differ", f"{shown(name)} twice")
             self.found[name] = value
-        items = value.items if isinstance(value, Object) else ()
-        _check_keys(items)
-        attributes = value.state if isinstance(value, Object) else None
-        if isinstance(value, Object) and isinstance(attributes, Object):
-            self.visits_left -= len(attributes.items)  # many objects can share them
-            is_module = any(key == "_parameters" for key, _ in attributes.items)
-            self.module = value.kind if is_module else self.module
+        holding: dict[str, bool] = {}
         for key, child in enumerate(value) if isinstance(value, (list, tuple)) else items:
             self.visits_left -= 1
             if (
@@ -132,22 +125,15 @@ class _Search:
                     "save only the state dict",
                 )
             # What lies under a key that is neither text nor a number has no name.
-            if isinstance(child, (Tensor, Object, list, tuple)) and isinstance(key, (str, int)):
-                self.visit(child, f"{name}.{key}" if depth else str(key), depth + 1)
-
-
-def _check_keys(items: Iterable[tuple[object, object]]) -> None:
-    """Refuse two values of one key, of which PyTorch keeps the last one."""
-    # Numbers as text: a file can choose them so that their hashes collide.
-    keys = Counter(
-        key if isinstance(key, str) else (str(int(key)),)
-        for key, _ in items
-        if isinstance(key, (str, int))
-    )
-    if len(keys) != keys.total():
-        (key, _), *_ = keys.most_common(1)
-        found = f"{shown(key if isinstance(key, str) else key[0])} twice"
-        raise damaged("the keys of a dictionary must differ", found)
+            if isinstance(key, (str, int)):
+                label, holds = str(key), isinstance(child, (Tensor, Object, list, tuple))
+                # PyTorch keeps the last value of a key.
+                if label in holding and (holds or holding[label]):
+                    raise damaged("the keys of a dictionary must differ", f"{shown(label)} twice")
+                if items:
+                    holding[label] = holds
+                if holds:
+                    self.visit(child, f"{name}.{label}" if depth else label, depth + 1)
 
 
 class Storages:
@@ -184,28 +170,40 @@ def rebuild(name: str, arguments: tuple[object, ...]) -> object:
             return size
         case "collections.OrderedDict", (list(pairs),):
             return _ordered(name, pairs)
-    function = name.removeprefix("torch._utils.").removeprefix("torch._tensor.")
-    if function == name or not function.startswith("_rebuild_"):
+    module, _, function = name.rpartition(".")
+    if module not in _REBUILDERS or not function.startswith("_rebuild_"):
         return None
     match function.removeprefix("_rebuild_"), arguments:
         case "tensor", (Storage() as s, offset, size, steps):
             return _tensor(s, s.dtype, offset, size, steps, [])
-        case "tensor_v2", (Storage() as s, offset, size, steps, bool(), _, *flags):
+        case "tensor_v2", (Storage() as s, offset, size, steps, bool(), Object() | None, *flags):
             return _tensor(s, s.dtype, offset, size, steps, flags)
-        case "tensor_v3", (Storage() as s, offset, size, steps, bool(), _, Global(kind), *flags):
+        case "tensor_v3", (
+            Storage() as s,
+            offset,
+            size,
+            steps,
+            bool(),
+            Object() | None,
+            Global(kind),
+            *flags,
+        ):
             return _tensor(s, _dtype(kind), offset, size, steps, flags)
-        case ("parameter", (Tensor() as tensor, bool(), _)) | (
+        case ("parameter", (Tensor() as tensor, bool(), Object() | None)) | (
             "parameter_with_state",
-            (Tensor() as tensor, bool(), _, _),
+            (Tensor() as tensor, bool(), Object() | None, _),
         ):
             return tensor
         case ("parameter" | "parameter_with_state", (Object(kind=kind), *_)):
             return Tensor(TensorSpec(shown(kind), ()))  # of a subclass with a function of its own
-        case "from_type_v2", (Global(inner), Global(), tuple(view), _) if "_type_" not in inner:
-            return rebuild(inner, view)
+        case (
+            "from_type" | "from_type_v2",
+            (Global(inner), Global(), tuple(view), _),
+        ) if "_from_type" not in inner:
+            return rebuild(inner, view) or Tensor(TensorSpec(shown(inner), ()))
         case (
             ("tensor" | "tensor_v2" | "tensor_v3" | "parameter" | "parameter_with_state")
-            | "from_type_v2",
+            | ("from_type" | "from_type_v2"),
             _,
         ):
             raise damaged(f"the pickle must call {function} with its arguments", "others")

@@ -117,6 +117,9 @@ def none_found(state: Mapping[str, Any]) -> str:
         spec = _spec(state, key) if isinstance(key, str) else None
         if spec and ("." + key).endswith(".weight") and len(spec.shape) == 3 and spec.shape[1] == 1:
             return f"the nearest is {shown(key)}, {spec.dtype} {spec.shape}"
+    if isinstance(state, Checkpoint):
+        for key, remedy in state.unlisted.items():
+            return f"there is {shown(key)}, {state.spec(key).dtype}: {remedy}"
     return "is this the right file?"
 
 

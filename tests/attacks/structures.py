@@ -354,7 +354,9 @@ def an_element_type_that_takes_over_the_terminal():
 
 def untyped(kind):
     """Push a tensor whose element type is what the opcodes `kind` push."""
-    description = b"(" + text("storage") + name("torch.UntypedStorage") + text("0") + text("cpu")
+    description = (
+        b"(" + text("storage") + name("torch.storage.UntypedStorage") + text("0") + text("cpu")
+    )
     function = name("torch._utils._rebuild_tensor_v3")
     view = b"K\x00K\x03\x85K\x01\x85\x89}"
     return function + b"(" + description + b"K\x0ctQ" + view + kind + b"tR"
