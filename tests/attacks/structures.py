@@ -306,7 +306,7 @@ def two_ways_to_one_name():
     return saved({"a": {"b": tensor(W)}, "a.b": tensor(W)})
 
 
-@refused("the names of tensors must differ, found '1' twice")
+@refused("the keys of a dictionary must differ, found '1' twice")
 def a_number_and_a_text_of_one_name():
     return saved({1: tensor(W), "1": tensor(W)})
 
