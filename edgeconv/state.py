@@ -164,11 +164,11 @@ def load_state(path: str | os.PathLike[str]) -> StreamState | dict[str, StreamSt
             prefix: _state(checkpoint, prefix, geometry)
             for prefix, geometry in described_states.items()
         }
-        if header.get("single") is not True:
-            return states
-        if list(states) != [""]:
-            raise damaged("a single state must have no prefix", shown(str(list(states))))
-        return states[""]
+        single = header.get("single") is True
+        if not states or (single and list(states) != [""]):
+            expected = "states must go by prefix, a single one by none"
+            raise damaged(expected, shown(str(list(states))))
+        return states[""] if single else states
 
 
 def _state(checkpoint: Checkpoint, prefix: str, geometry: object) -> StreamState:
@@ -181,7 +181,7 @@ def _state(checkpoint: Checkpoint, prefix: str, geometry: object) -> StreamState
             "causal": bool(causal),
             "weights": str(weights),
             **rest,
-        } if not rest:
+        } if not rest and bool not in map(type, (batch_size, channels, kernel_size)):
             pass
         case _:
             raise damaged(
@@ -195,7 +195,8 @@ def _state(checkpoint: Checkpoint, prefix: str, geometry: object) -> StreamState
     try:
         return StreamState(frames, frames_in, batch_size, channels, kernel_size, causal, weights)
     except ValueError as error:
-        raise damaged(f"{shown(prefix)} must be the state of a stream", str(error)) from error
+        expected = f"{shown(prefix)} must be the state of a stream"
+        raise damaged(expected, shown(str(error))) from error
 
 
 def _name(prefix: str, part: str) -> str:

@@ -421,7 +421,7 @@ def test_one_state_under_another_name_is_refused(tmp_path):
     path = tmp_path / "state.npz"
     save_state(path, {"b": DepthwiseConvolution(2, 3, causal=True).stream().snapshot()})
     rewritten(path, lambda header, arrays: header.update(single=True))
-    with pytest.raises(CheckpointError, match="a single state must have no prefix"):
+    with pytest.raises(CheckpointError, match="states must go by prefix, a single one by none"):
         load_state(path)
 
 

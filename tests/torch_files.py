@@ -113,7 +113,8 @@ class Pickler(pickle._Pickler):
         if value not in self.storages:
             self.storages.append(value)
             value.key = str(len(self.storages) - 1) if value.key is None else value.key
-        kind = named("torch", value.kind + "Storage")
+        module = "torch.storage" if value.kind == "Untyped" else "torch"
+        kind = named(module, value.kind + "Storage")
         description = ("storage", kind, value.key, "cpu", value.count)
         return (*description, value.part) if self.is_legacy else description
 

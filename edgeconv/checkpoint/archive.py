@@ -19,6 +19,7 @@ from edgeconv.checkpoint.mapping import exactly
 __all__ = ["DEFLATED", "INFLATED_RATIO", "Archive"]
 
 RECORDS = 2**18  # the largest models have some thousand
+DIRECTORY_BYTES = 2**26  # of the list of records
 INFLATED_FLOOR = 2**26  # bytes that deflated records may always take
 INFLATED_RATIO = 64  # beyond the floor, times the file's size; weights reach less than 2
 CHUNK = 2**18
@@ -55,7 +56,11 @@ class Archive:
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.size = size
-        self.records = _records(*_directory(file, size))
+        records = _records(*_directory(file, size))
+        # Also of those that nobody reads: one of another name may be missing elsewhere.
+        for record in records:
+            _data_start(file, record)
+        self.records = {r.name: r for r in records if not r.name.endswith("/")}
         inflated = sum(r.size for r in self.records.values() if r.method == DEFLATED)
         if inflated > max(INFLATED_FLOOR, INFLATED_RATIO * size):
             raise CheckpointError(
@@ -126,11 +131,17 @@ def _directory(file: BinaryIO, size: int) -> tuple[bytes, int, int]:
         raise CheckpointError(
             f"the zip archive must have at most {RECORDS} records", str(total), "save less in it"
         )
+    if length > DIRECTORY_BYTES:
+        raise CheckpointError(
+            f"the zip archive's directory must have at most {DIRECTORY_BYTES} bytes",
+            str(length),
+            "save less in it",
+        )
     return exactly(file, start, length, "the zip archive's directory"), total, start
 
 
-def _records(directory: bytes, total: int, directory_start: int) -> dict[str, Record]:
-    """Parse the central directory."""
+def _records(directory: bytes, total: int, directory_start: int) -> list[Record]:
+    """Parse the central directory; the records come in the order of their data."""
     records = []
     position = 0
     for _ in range(total):
@@ -140,14 +151,14 @@ def _records(directory: bytes, total: int, directory_start: int) -> dict[str, Re
         raise damaged(f"the zip archive's directory must list {total} records", "more bytes")
     records.sort(key=lambda record: record.start)
     ends = [record.start for record in records[1:]] + [directory_start]
-    placed = {}
+    placed = []
     for record, end in zip(records, ends, strict=False):
         if record.start + LOCAL.size + len(record.raw_name) + record.stored_size > end:
             raise damaged(f"record {shown(record.name)} must end at byte {end}", "that it overlaps")
-        placed[record.name] = record._replace(end=end)
-    if len(placed) != total:
+        placed.append(record._replace(end=end))
+    if len({record.name for record in placed}) != total:
         raise damaged("the names in the zip archive must differ", "one that occurs twice")
-    return {name: record for name, record in placed.items() if not name.endswith("/")}
+    return placed
 
 
 def _record(directory: bytes, position: int) -> tuple[Record, int]:

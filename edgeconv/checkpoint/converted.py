@@ -139,6 +139,12 @@ def _modules(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
                 f"version {version}",
                 "upgrade edgeconv, or convert the original file again",
             )
+        match header.get("source"):
+            case None | {"name": str(), "sha256": str()}:
+                pass
+            case other:
+                expected = f"{what} must state its source by name and sha256, or null"
+                raise damaged(expected, shown(str(other)))
         stated = header.get("modules")
         held = {
             prefix: {"channels": convolution.channels, "kernel_size": convolution.kernel_size}
@@ -150,7 +156,12 @@ def _modules(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
             fields = module if isinstance(module, dict) else {}
             causal, digest = fields.get("causal"), fields.get("digest", "0" * 64)
             others = {name: fields[name] for name in fields if name not in ("causal", "digest")}
-            if not isinstance(causal, bool) or others != held[prefix] or not _is_digest(digest):
+            if (
+                not isinstance(causal, bool)
+                or others != held[prefix]
+                or any(type(number) is not int for number in others.values())
+                or not _is_digest(digest)
+            ):
                 raise damaged(
                     f"{what} must state causal, channels and kernel_size of {shown(prefix)}, and "
                     "may state its digest",

@@ -85,12 +85,13 @@ def _preamble(head: bytes, size: int, record: str) -> Preamble:
     length = text_start + int(np.frombuffer(head[8:text_start], length_type)[0])
     text = head[text_start:length].decode(encoding, errors="replace")
     fields: dict[str, str] = {}
-    position = text.find("{") + 1
+    start = position = text.find("{") + 1
     for _ in range(3):
         if match := _FIELD.match(text, position):
             fields |= {name: value for name, value in match.groupdict().items() if value}
             position = match.end()
-    if length > len(head) or len(fields) != 3 or text[position:].strip() != "}":
+    outside = text[:start].strip() + text[position:].strip()
+    if length > len(head) or len(fields) != 3 or outside != "{}":
         raise damaged(f"record {shown(record)} must state its type and shape", shown(text.strip()))
     shape = tuple(int(number) for number in re.findall(r"\d+", fields["shape"]))
     count = element_count(shape, f"record {shown(record)}")

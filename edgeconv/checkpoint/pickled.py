@@ -17,14 +17,14 @@ from edgeconv.checkpoint.error import CheckpointError, damaged
 
 __all__ = ["Global", "Object", "load"]
 
-OPCODES = 2**21  # a large training checkpoint takes some 100,000
-NAME_CHARACTERS = 2**8  # of a module or a class
+OPCODES = 2**20  # a large training checkpoint takes some 100,000; each may cost 128 bytes
+NAME_CHARACTERS = 2**7  # of a module or a class
 LINE_BYTES = 2**10  # with such a name
 
 Value: TypeAlias = object
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Global:
     """A class or function that the file names: only its dotted name."""
 

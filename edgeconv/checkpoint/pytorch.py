@@ -110,7 +110,7 @@ class _Search:
             if name in self.found:
                 raise damaged("the names of tensors must differ", f"{shown(name)} twice")
             self.found[name] = value
-        labels = set()
+        holding: dict[str, bool] = {}
         for key, child in enumerate(value) if isinstance(value, (list, tuple)) else items:
             self.visits_left -= 1
             if (
@@ -125,12 +125,15 @@ class _Search:
                     "save only the state dict",
                 )
             # What lies under a key that is neither text nor a number has no name.
-            if isinstance(child, (Tensor, Object, list, tuple)) and isinstance(key, (str, int)):
-                label = str(key)
-                if label in labels:
+            if isinstance(key, (str, int)):
+                label, holds = str(key), isinstance(child, (Tensor, Object, list, tuple))
+                # PyTorch keeps the last value of a key.
+                if label in holding and (holds or holding[label]):
                     raise damaged("the keys of a dictionary must differ", f"{shown(label)} twice")
-                labels.add(label)
-                self.visit(child, f"{name}.{label}" if depth else label, depth + 1)
+                if items:
+                    holding[label] = holds
+                if holds:
+                    self.visit(child, f"{name}.{label}" if depth else label, depth + 1)
 
 
 class Storages:

@@ -17,6 +17,7 @@ __all__ = ["FORMAT", "HEADER_BYTES", "parse_object", "read"]
 FORMAT = "safetensors"
 
 HEADER_BYTES = 100_000_000  # the limit of the format's own library
+PARSED_BYTES = 2**23  # enough for 70,000 tensors; parsed, they take up to 33 times as much
 INTEGER_DIGITS = 32  # 2**64 has 20
 DTYPES = {"BOOL": "bool", "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 DTYPES |= {
@@ -34,6 +35,10 @@ def read(file: BinaryIO, size: int) -> Contents:
     length = int.from_bytes(file.read(8), "little")
     if length > HEADER_BYTES or 8 + length > size:
         raise damaged(f"the header must fit the file's {size} bytes", f"{length} bytes")
+    if length > PARSED_BYTES:
+        raise CheckpointError(
+            f"the header must have at most {PARSED_BYTES} bytes", str(length), "save less in it"
+        )
     header = parse_object(file.read(length), "the header")
     _check_metadata(header.pop("__metadata__", {}))
     entries: dict[str, Entry] = {}

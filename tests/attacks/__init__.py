@@ -1,0 +1,1 @@
+"""Malicious, malformed, damaged and unusual files: a function of a few lines for each."""
