@@ -103,10 +103,10 @@ def test_what_is_passed_can_be_reused_after_the_call(conv):
         stream.reset()
         stream.cache = arrays["cache"]
         yield
+        yield stream.process(arrays["x"])
+        yield stream.step(arrays["x"][:, 0])
         y, _ = stream.process(arrays["x"], lengths=arrays["lengths"])
         yield y
-        yield stream.step(arrays["x"][:, 0])
-        yield stream.process(arrays["x"])
         yield conv(arrays["x"], cache=arrays["cache"], mask=arrays["mask"])
         yield conv(arrays["x"], lengths=arrays["lengths"])
 

@@ -1,5 +1,6 @@
 """Writing: killed at any moment, the old file is there or the new one; inputs are never written."""
 
+import contextlib
 import os
 import resource
 import stat
@@ -197,21 +198,28 @@ WRITERS = {
 
 @pytest.fixture
 def nearly_full(here):
-    """Return a function after which no file can be longer than 512 bytes."""
+    """Return a block in which no file can become longer than 512 bytes."""
     CONV.save("large.npz")  # compiles what would otherwise be cached then
     CONV.stream()
     np.save("long.npy", np.ones((99, 18), np.float32))
     Path("target").write_bytes(b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    @contextlib.contextmanager
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))
+        try:
+            yield
+        finally:  # before pytest reports, to a file it may be
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return limited
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_full_disk_is_an_error_that_names_the_target(writer, nearly_full, here):
     before = sorted(here.iterdir())
-    nearly_full()
-    with pytest.raises(OSError, match="File too large: 'target'"):
+    with nearly_full(), pytest.raises(OSError, match="File too large: 'target'"):
         WRITERS[writer]("target")
     assert Path("target").read_bytes() == b"old"
     assert sorted(here.iterdir()) == before
@@ -220,8 +228,8 @@ def test_a_full_disk_is_an_error_that_names_the_target(writer, nearly_full, here
 @pytest.mark.parametrize("command", ["convert large.npz", "run large.npz long.npy -o"])
 def test_a_full_disk_is_one_line_and_status_1(command, nearly_full, here, capsys):
     before = sorted(here.iterdir())
-    nearly_full()
-    assert cli.main([*command.split(), "target"]) == 1
+    with nearly_full():
+        assert cli.main([*command.split(), "target"]) == 1
     assert capsys.readouterr().err == (
         "edgeconv: error: target: File too large; raise the limit on file sizes, or write to "
         "another disk\n"
