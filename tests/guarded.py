@@ -21,7 +21,7 @@ PAGE = mmap.PAGESIZE
 PRIVATE, READ_WRITE, NONE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 3, 0
 L, PASS = kernels.LANES, kernels.PASS
 CHANNELS = {2, L - 2, L, L + 2, 2 * L - 2, 2 * L, 2 * L + 2, 4 * L - 2, 4 * L, 5 * L, 8 * L + 2}
-KERNEL_SIZES = (1, 3, 5, 31)
+KERNEL_SIZES = (1, 3, 9, 31)
 N_FRAMES = (*range(10), 11, 12, 13, 15, 16, 17, PASS - 1, PASS, PASS + 1, 2 * PASS + 9)
 
 libc = ctypes.CDLL(None, use_errno=True)
