@@ -163,8 +163,8 @@ def test_only_what_is_looked_up_is_read(target):
         target.unlink()
 
 
-def with_part(part):
-    return {"x": view(Storage(b"abcd", "Float", 1, part=part), 0, [1], [1])}
+def with_part(part, count=1):
+    return {"x": view(Storage(bytes(4 * count), "Float", count, part=part), 0, [1], [1])}
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,8 @@ def with_part(part):
         (with_part(("1", 0, True)), "by type, key, size and part"),
         (with_part((1, 0, 1)), "by type, key, size and part"),
         (with_part(["1", 0, 1]), "by type, key, size and part"),
-        (with_part(("1", 1, 0)), "must lie within its storage of 4 bytes"),
+        (with_part(("1", 1, 0)), "must lie within its storage of 0 bytes"),
+        (with_part(("1", 1, 0), 3), "must lie within its storage of 0 bytes"),
         ({"x": view(Storage(b"a", "Odd", 1), 0, [1], [1])}, "'0' must be of a known type, found"),
         ({"x": view(Storage(b"abcd", "Float", 2), 0, [1], [1])}, "storages must end with the file"),
         ({"x": view(Storage(b"abcd", "Float", 0), 0, [1], [1])}, "lie within its storage of 0 by"),

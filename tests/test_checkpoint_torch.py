@@ -288,7 +288,7 @@ def test_complex_quantized_sparse_and_other_tensors_are_not_listed(target):
         "complex": tensor(np.complex64([1j])),
         "quantized": Call(named(utils, "_rebuild_qtensor"), (quantized, 0, (3,), (1,), (), False)),
         "sparse": Call(named(utils, "_rebuild_sparse_tensor"), ("coo", (values, values, (9,)))),
-        "odd": Call(named(utils, "_rebuild_sparse_tensor"), ("coo", ())),
+        "odd": Call(named(utils, "_rebuild_sparse_tensor"), ("coo", (1, 2, 3, 4, values))),
         "meta": Call(named(utils, "_rebuild_meta_tensor_no_storage"), ()),
         "packed": untyped_view(b"ab", "float4_e2m1fn_x2", 0, [2], [1]),
         "unknown": untyped_view(b"ab", "x\x1b", 0, [2], [1]),
@@ -442,6 +442,16 @@ def test_endless_containers_are_refused(target, monkeypatch):
     for tree in (deep, many, none):
         with pytest.raises(CheckpointError, match="must nest at most 64 deep and hold"):
             read(target, tree)
+    state = {str(index): None for index in range(1000)}
+    objects = [Call(named("a", "B"), (), state) for _ in range(1000)]
+    limit = 16 * len(torch_files.pickled(objects)[0])
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=f"hold at most {limit} values"):
+        read(target, objects)
+    monkeypatch.setattr("edgeconv.checkpoint.pytorch.NAMES_CHARACTERS", 99)
+    read(target, {"x" * 33: [one], "y": one})
+    with pytest.raises(CheckpointError, match="and 99 characters of names, found more"):
+        read(target, {"x" * 33: [[one]], "y": one})
 
 
 PICKLES = [

@@ -252,7 +252,8 @@ def _tensor(
     tensor = Tensor(spec, storage, storage.first + offset, strides)
     if tensor.span[1] * item_size(dtype) > storage.stop * item_size(storage.dtype):
         found = f"size {shown(str(size))} with strides {shown(str(strides))} at {offset}"
-        raise damaged(f"a tensor must lie within its storage of {storage.size} bytes", found)
+        size_seen = (storage.stop - storage.first) * item_size(storage.dtype)
+        raise damaged(f"a tensor must lie within its storage of {size_seen} bytes", found)
     if not listed(dtype) or not listed(storage.dtype):
         return Tensor(spec)
     return replace(tensor, negated=_is_negated(flags, dtype))
