@@ -235,7 +235,7 @@ def _chunks(file: BinaryIO, record: Record, count: int = CHUNK) -> Iterator[byte
     file.seek(_data_start(file, record))
     left, produced = record.stored_size, 0
     inflater = zlib.decompressobj(-zlib.MAX_WBITS) if record.method == DEFLATED else None
-    while left:
+    while left and not (inflater and inflater.eof):
         chunk = file.read(min(count, left))
         if not chunk:
             raise _cut_short(record)
@@ -244,7 +244,8 @@ def _chunks(file: BinaryIO, record: Record, count: int = CHUNK) -> Iterator[byte
             yield chunk
             continue
         piece = b""
-        while produced <= record.size and (chunk or len(piece) == CHUNK):
+        # Once it has seen the end, zlib leaves what follows in `unconsumed_tail` for ever.
+        while not inflater.eof and produced <= record.size and (chunk or len(piece) == CHUNK):
             try:
                 piece = inflater.decompress(chunk, CHUNK)
             except zlib.error:
@@ -252,7 +253,7 @@ def _chunks(file: BinaryIO, record: Record, count: int = CHUNK) -> Iterator[byte
             chunk = inflater.unconsumed_tail
             produced += len(piece)
             yield piece
-    if inflater and (not inflater.eof or inflater.unused_data or produced != record.size):
+    if inflater and (not inflater.eof or inflater.unused_data or left or produced != record.size):
         raise damaged(f"record {shown(record.name)} must inflate to {record.size} bytes", "others")
 
 

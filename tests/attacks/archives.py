@@ -42,6 +42,9 @@ def deflate(content):
     return compressor.compress(content) + compressor.flush()
 
 
+DEFLATED = {"method": 8, "local": {"method": 8}}
+
+
 class Record:
     """A record, whose headers say what is true but for the changes asked for."""
 
@@ -214,6 +217,23 @@ def a_record_that_inflates_to_less():
 def bytes_after_the_deflated_ones():
     data = deflate(ARRAY) + b"x"
     return archive(Record(data=data, method=8, local={"method": 8}))
+
+
+@refused("must inflate to 400128 bytes, found others")
+def bytes_after_many_deflated_ones():
+    content = npy(np.zeros(100_000, np.float32))
+    return archive(Record(content=content, data=deflate(content) + bytes(99), **DEFLATED))
+
+
+@refused("must inflate to 262124 bytes, found others")
+def bytes_after_deflated_ones_that_fill_a_buffer():
+    content = npy(np.zeros(261_996, np.uint8))
+    parts = [content[:65531], content[65531:131062], content[131062:196593], content[196593:]]
+    data = b"".join(
+        struct.pack("<B2H", part is parts[-1], len(part), len(part) ^ 0xFFFF) + part
+        for part in parts
+    )
+    return archive(Record(content=content, data=data + b"more", **DEFLATED))
 
 
 @refused("must inflate to 140 bytes, found others|must be an array of format 1 to 3")
