@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from edgeconv import digest
 from edgeconv.arrays import (
-    as_float32,
     check_cache,
     check_lengths,
     check_shape,
@@ -254,7 +253,7 @@ class DepthwiseConvolution:
                 raise ValueError(
                     "`mask` and `lengths` must not both be given: both say what to ignore"
                 )
-            x = _masked(x, mask)
+            mask = _checked_mask(mask, x.shape[:2])
         valid = None if lengths is None else check_lengths(lengths, batch_size, x.shape[1])
         y = np.empty(x.shape, np.float32)
         if batch_size == 0:
@@ -262,7 +261,7 @@ class DepthwiseConvolution:
         stream = Stream(self, batch_size)
         if cache is not None:
             stream.cache = cache
-        stream._run_whole(as_float32(x), y, valid)
+        stream._run_whole(x, y, valid, mask)
         return y, stream.cache if self._causal else None
 
     forward = __call__
@@ -335,15 +334,13 @@ def _frozen(array: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.frombuffer(array.tobytes(), np.float32).reshape(array.shape)
 
 
-def _masked(x: NDArray[Any], mask: object) -> NDArray[Any]:
-    """Return a copy of `x` with zeros for the frames that `mask` tells to ignore."""
+def _checked_mask(mask: object, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return a mask as (B, T); a TypeError or ValueError unless it is one for such signals."""
     if not is_array(mask) or mask.dtype != np.bool_:
         raise TypeError(
             "`mask` must be a Boolean NumPy array that is True where a frame is to be ignored, "
             f"got {described(mask)}"
         )
-    if mask.shape not in (x.shape[:2], (1, x.shape[1])):
-        raise ValueError(
-            f"`mask` must have shape (B, T) = {x.shape[:2]} or (1, T), got {mask.shape}"
-        )
-    return np.where(mask[:, :, None], x.dtype.type(0), x)
+    if mask.shape not in (shape, (1, shape[1])):
+        raise ValueError(f"`mask` must have shape (B, T) = {shape} or (1, T), got {mask.shape}")
+    return np.broadcast_to(mask, shape)

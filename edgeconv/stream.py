@@ -355,14 +355,16 @@ class Stream:
 
     def _run_whole(
         self,
-        x: NDArray[np.float32],
+        x: NDArray[np.floating[Any]],
         y: NDArray[np.float32],
         lengths: NDArray[np.int64] | None,
+        mask: NDArray[np.bool_] | None = None,
         work: int | None = None,
     ) -> None:
         """Push whole signals (B, T, C), and at their end what `flush` pushes, piece by piece.
 
-        A piece is some rows, or some frames of one row. Handlers of signals run in between.
+        A piece is some rows, or some frames of one row, converted and computed while no signal
+        handler runs.
         """
         from edgeconv import parallel
 
@@ -381,9 +383,12 @@ class Stream:
                 out = y[rows, max(0, start - self.latency) : max(0, stop + padding - self.latency)]
                 valid = np.minimum(lengths[rows] - start, stop - start)
                 state = (self._state[0], self._ring.memory[rows], *self._state[2:])
-                arguments = (x[rows, start:stop], out, *state, padding, valid)
-                piece = len(valid) * (stop - start) * taps
-                self._taken(parallel.process(arguments, piece if work is None else work))
+                piece = x[rows, start:stop]
+                if mask is not None:
+                    piece = np.where(mask[rows, start:stop, None], x.dtype.type(0), piece)
+                arguments = (as_float32(piece), out, *state, padding, valid)
+                piece_work = len(valid) * (stop - start) * taps
+                self._taken(parallel.process(arguments, piece_work if work is None else work))
             y[rows, end:] = 0
 
     def _run_checked(

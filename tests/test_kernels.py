@@ -51,11 +51,12 @@ def test_a_signal_in_pieces_changes_no_bit(data):
     conv = data.draw(modules())
     x = data.draw(signals(conv))
     lengths = np.random.default_rng(data.draw(seeds)).integers(0, x.shape[1] + 1, len(x))
-    whole = conv(x), conv(x, lengths=lengths)
+    mask = np.arange(x.shape[1]) >= lengths[:, None]
+    whole = conv(x), conv(x, lengths=lengths), conv(x, mask=mask), conv(x.astype(np.float64))
     n_frames = data.draw(st.integers(1, 2 * x.shape[1] + 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "PIECE_WORK", n_frames * conv.channels * conv.kernel_size)
-        pieces = conv(x), conv(x, lengths=lengths)
+        pieces = conv(x), conv(x, lengths=lengths), conv(x, mask=mask), conv(x.astype(np.float64))
     for (y, cache), (expected, expected_cache) in zip(pieces, whole, strict=True):
         assert same_bits(y, expected)
         assert expected_cache is None or same_bits(cache, expected_cache)
