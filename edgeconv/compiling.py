@@ -126,8 +126,9 @@ def _warn_of_the_cache(error: Exception) -> None:
     if not _warnings:
         _warnings.append(error)
         warnings.warn(
-            f"edgeconv compiles what its cache cannot give or keep ({error!r}): if this comes "
-            "again, set NUMBA_CACHE_DIR to a directory that can be written to",
+            "edgeconv compiles what its cache cannot give or keep "
+            f"({type(error).__name__}: {error}); if this comes again, set NUMBA_CACHE_DIR to a "
+            "directory that can be written to",
             RuntimeWarning,
             stacklevel=3,
         )
