@@ -718,6 +718,11 @@ def test_without_its_compiler_numba_is_no_use(arguments, here, monkeypatch, caps
     assert not Path("new.npz").exists()
 
 
+def test_a_bug_is_not_taken_for_a_compiler_that_is_switched_off():
+    with pytest.raises(RuntimeError, match="inconsistent"), terminal.explaining_compilation():
+        raise RuntimeError("edgeconv is inconsistent")
+
+
 def test_doctor_with_broken_numba(monkeypatch, capsys):
     def broken(dimensions):
         raise EOFError("Ran out of input")
