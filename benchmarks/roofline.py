@@ -166,6 +166,7 @@ def report_tiles(rounds, seconds):
     tiles = {
         "8 frames": (vectors.tile_8_frames, 8),
         "4 frames": (vectors.tile_4_frames, 4),
+        "8 frames ahead": (vectors.tile_ahead, 8),
         "1 frame": (vectors.tile_1_frame, 1),
     }
     calls = {"peak": lambda: peak(K * REPETITIONS)}

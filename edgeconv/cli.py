@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         remedy = REMEDIES.get(error.errno or 0, "check the path and the disk")
         name = "output" if error.filename is None else error.filename or "''"
         return _fail(f"{name}: {error.strerror or error}; {remedy}")
-    except (CommandError, CheckpointError, VerificationError) as error:
+    except (CommandError, CheckpointError, VerificationError, FloatingPointError) as error:
         return _fail(str(error))
     return 0
 
@@ -231,5 +231,6 @@ def _causal(options: argparse.Namespace) -> bool | None:
             for prefix in wanted or ():
                 weight_and_bias(checkpoint, prefix)  # that there is none is the better thing to say
             file = printable(options.file)
-            options.parser.error(f"{file} does not say: give --causal or --no-causal")
+            config = "--config config.yaml, " if "config" in options else ""
+            options.parser.error(f"{file} does not say: give {config}--causal or --no-causal")
     return causal

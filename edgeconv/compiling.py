@@ -160,6 +160,7 @@ def compiled_for(**options: Any) -> Callable[[Any], Callable[[int], Any]]:
                 "lengths": types.Array(int64, 1, "C", readonly=True),
                 "rows": types.Array(int64, 1, "C", readonly=True),
                 "expected": types.Array(int64, 1, "C", readonly=True),
+                "gate": types.Array(int64, 1, "C"),
             }
             names = function.__code__.co_varnames[: function.__code__.co_argcount]
             types_of_arguments = tuple(by_name.get(name, int64) for name in names)

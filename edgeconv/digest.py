@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Way: TypeAlias = Callable[[DepthwiseConvolution, NDArray[np.float32]], NDArray[np.float32]]
 
-__all__ = ["by_way", "cases", "of_module", "of_outputs", "signal"]
+__all__ = ["by_way", "cases", "check_arithmetic", "of_module", "of_outputs", "signal"]
 
 MAXIMUM_CUTS = 64  # of about 350 frames for 31 taps: chunks of one frame and of several passes
 
@@ -80,8 +80,26 @@ def of_outputs(outputs: Iterable[NDArray[np.float32]]) -> str:
     return digest.hexdigest()
 
 
+def check_arithmetic() -> None:
+    """Raise a FloatingPointError if this process makes the processor round in another way.
+
+    A library that is built with ``-ffast-math`` does so when it is loaded, for all of a process.
+    """
+    smallest, one = SPECIAL[2], np.float32(1)
+    tie = np.float32(2.0**-24)  # halfway between 1 and the next number
+    with np.errstate(all="ignore"):
+        if smallest * one != 0 and one + tie == one and one + 3 * tie == one + 4 * tie:
+            return
+    raise FloatingPointError(
+        "this process must round to nearest and keep subnormal numbers, got one that does not; "
+        "look for what sets the processor so: a library built with -ffast-math, or "
+        "`torch.set_flush_denormal`"
+    )
+
+
 def by_way(conv: DepthwiseConvolution, seed: int) -> Iterator[tuple[str, str]]:
     """Yield the ways to run a module, and the digest of its outputs."""
+    check_arithmetic()
     ways: dict[str, Way] = {
         "offline": _offline,
         "on all threads": _on_all_threads,
@@ -97,7 +115,10 @@ def of_module(conv: DepthwiseConvolution) -> str:
     """Return the digest of a module's outputs, the same for every way to run it."""
     digests = dict(by_way(conv, seed=0))
     if len(set(digests.values())) > 1:
-        raise RuntimeError(f"this machine computes {conv} differently: {digests}")
+        raise FloatingPointError(
+            f"{conv} must give the same outputs however it is run, got other digests: {digests}; "
+            "report this with what `edgeconv doctor` prints"
+        )
     return digests["offline"]
 
 

@@ -10,7 +10,7 @@ Layouts, all float32, every row of a block on a boundary of its own size:
 
 * A channel block is `LANES` neighbouring channels: one vector. The last block ends at the last
   channel and so overlaps its neighbour where `channels` is no multiple of `LANES`; both compute
-  the same bits, and no path needs a narrow vector. Fewer channels than `LANES` repeat the last.
+  the same bits, and no path needs a narrow vector. Fewer channels than that leave lanes unused.
 * taps (blocks, 1 + K, LANES): the bias, then tap 0 to K - 1.
 * state (B, HEADER + blocks * (2 * N + SPARE_ROWS) * LANES) with N = K - 1 + PASS: for each row of
   the batch a header, then the ring (blocks, 2 * N + SPARE_ROWS, LANES). Frame i lies in row i mod
@@ -48,17 +48,21 @@ from edgeconv.vectors import (
 
 # Frames that enter the ring together. A pass reads all taps once; the ring grows with it.
 PASS = 24
-# After a block's ring: a row that stays zero, one of scratch, and the sums that were begun.
-SPARE_ROWS = 2 + AHEAD
+# After a block's ring: a row that stays zero, and the sums that were begun.
+SPARE_ROWS = 1 + AHEAD
 # Before a row's ring lies a cache line of 64-bit numbers: whether the stream is in use (the first
 # row's), how many frames the row took, and the first of them whose sums may be begun ahead.
 HEADER = 16
 FRAMES_IN, AHEAD_SINCE = 1, 2
 
+# Fewer frames than the tiles for several take are convolved one by one.
+FEW = 4
+
 # What a kernel answers instead of the number of output frames. A `raise` in compiled code leaks
 # memory (numba#10783), and Python knows better how to say what is wrong.
 REFUSED = -1
 IN_USE = -2
+GATE_CLOSED = -3
 
 
 # --- The convolution ---
@@ -80,21 +84,14 @@ def _pack(x, row, mirror, stride, channels, first_block, last_block):
         if channels >= LANES:
             store_twice(x + 4 * (channels - LANES), row + block * stride, mirror)
         else:
-            for lane in range(LANES):
+            for channel in range(channels):  # the other lanes are of no use, and stay zero
                 for target in (row, row + mirror):
-                    copy_float(x + 4 * min(lane, channels - 1), target + 4 * lane)
+                    copy_float(x + 4 * channel, target + 4 * channel)
 
 
 @compiled
-def _outputs(y, n, taps, rows, channels, scratch, K):
-    """Write `n` frames of output of a block, whose windows begin at `rows`."""
-    frame = 4 * channels
-    if channels < LANES:
-        for i in range(n):
-            tile_1_frame(scratch, 0, taps, taps + VECTOR, rows + i * VECTOR, K)
-            for channel in range(channels):
-                copy_float(scratch + 4 * channel, y + i * frame + 4 * channel)
-        return
+def _outputs(y, frame, n, taps, rows, K):
+    """Write `n` frames of output of a block, `frame` bytes apart, whose windows begin at `rows`."""
     # The last tile ends with the last frame, and may compute some frames once more.
     done = 0
     while n - done > 4 and n >= 8:
@@ -108,6 +105,18 @@ def _outputs(y, n, taps, rows, channels, scratch, K):
     while done < n:
         tile_1_frame(y + done * frame, 0, taps, taps + VECTOR, rows + done * VECTOR, K)
         done += 1
+
+
+@compiled
+def _narrow_outputs(y, n, taps, rows, channels, begun, K):
+    """Do as `_outputs` does for fewer channels than a vector has."""
+    for start in range(0, n, AHEAD):
+        count = min(AHEAD, n - start)
+        _outputs(begun, VECTOR, count, taps, rows + start * VECTOR, K)
+        for i in range(count):
+            for channel in range(channels):
+                out = y + 4 * ((start + i) * channels + channel)
+                copy_float(begun + i * VECTOR + 4 * channel, out)
 
 
 @compiled
@@ -141,8 +150,10 @@ def _convolve(
         for block in range(first_block, last_block):
             out = y + 4 * (first - silent) * channels + _channel(block, channels)
             tap, rows = taps + block * (1 + K) * VECTOR, window + block * stride
-            scratch = zeros + block * stride + VECTOR
-            _outputs(out, last - first, tap, rows, channels, scratch, K)
+            if channels >= LANES:
+                _outputs(out, 4 * channels, last - first, tap, rows, K)
+            else:
+                _narrow_outputs(out, last - first, tap, rows, channels, zeros + VECTOR, K)
         done = last
 
 
@@ -150,9 +161,9 @@ def _convolve(
 def _convolve_frame(x, y, taps, ring, frames_in, since, K, channels, n_blocks):
     """Do as `_convolve` does for one frame of a signal that comes frame by frame.
 
-    Every eighth frame, a block begins the sums of eight outputs together, as far as their frames
-    are known; the taps of later frames are added as these come. So most taps are read once for
-    eight frames. Blocks take turns, so that all frames cost the same. `since` is the first of the
+    Every AHEAD frames, a block begins the sums of as many outputs together, as far as their frames
+    are known; the taps of later frames are added as these come. So most taps are read once for all
+    of them. Blocks take turns, so that frames cost nearly the same. `since` is the first of the
     frames that came one by one; a block whose turn was before takes all taps.
     """
     N = K - 1 + PASS
@@ -162,7 +173,7 @@ def _convolve_frame(x, y, taps, ring, frames_in, since, K, channels, n_blocks):
         at = _channel(block, channels)
         tap = taps + block * (1 + K) * VECTOR
         row = ring + block * (2 * N + SPARE_ROWS) * VECTOR
-        begun = row + (2 * N + 2) * VECTOR
+        begun = row + (2 * N + 1) * VECTOR
         store_twice(x + at, row + slot, N * VECTOR)
         age = (frames_in + block) % AHEAD
         if age == 0:
@@ -256,21 +267,52 @@ def _plan(x, out, state, channels, latency, padding, lengths):
 
 
 @compiled
+def _convolve_row(
+    x, n_frames, padding, y, taps, state, row, channels, latency, first_block, last_block
+):
+    """Push frames into the ring of a row, and write the outputs that are now final."""
+    header = state.view(np.int64)
+    ring = address_of(state) + 4 * (row * state.shape[1] + HEADER)
+    frames_in = header[row, FRAMES_IN]
+    K = taps.shape[1] - 1
+    if (
+        n_frames < FEW
+        and frames_in >= latency
+        and padding == 0
+        and K > AHEAD
+        and channels >= LANES
+        and last_block - first_block == len(taps)
+    ):
+        since = header[row, AHEAD_SINCE]
+        for i in range(n_frames):
+            offset = 4 * i * channels
+            _convolve_frame(
+                x + offset, y + offset, address_of(taps), ring, frames_in + i, since, K, channels,
+                len(taps),
+            )  # fmt: skip
+    else:
+        header[row, AHEAD_SINCE] = frames_in + n_frames
+        _convolve(
+            x, n_frames, padding, y, address_of(taps), ring, frames_in, K, channels, latency,
+            first_block, last_block,
+        )  # fmt: skip
+
+
+@compiled
 def _process_row(
     x, n_frames, out, n_outputs, taps, state, row, channels, latency, padding, lengths,
     first_block, last_block,
 ):  # fmt: skip
     """Push a row's part of a chunk; fill the rest of its output with zeros."""
     length = lengths[row] if lengths.size else n_frames
-    ring = address_of(state) + 4 * (row * state.shape[1] + HEADER)
     y = address_of(out) + 4 * row * n_outputs * channels
-    frames_in = state.view(np.int64)[row, FRAMES_IN]
-    _convolve(
-        address_of(x) + 4 * row * n_frames * channels, length, padding, y, address_of(taps), ring,
-        frames_in, taps.shape[1] - 1, channels, latency, first_block, last_block,
+    _convolve_row(
+        address_of(x) + 4 * row * n_frames * channels, length, padding, y, taps, state, row,
+        channels, latency, first_block, last_block,
     )  # fmt: skip
-    zero = ring - 4
-    for i in range(max(0, _n_outputs(frames_in, length + padding, latency)), n_outputs):
+    written = _n_outputs(state.view(np.int64)[row, FRAMES_IN], length + padding, latency)
+    zero = address_of(state) + 4 * (row * state.shape[1] + HEADER - 1)
+    for i in range(written, n_outputs):
         for channel in range(first_block * LANES, min(last_block * LANES, channels)):
             copy_float(zero, y + 4 * (i * channels + channel))
 
@@ -278,54 +320,39 @@ def _process_row(
 @compiled
 def _finish(state, n_frames, lengths):
     """Count the frames that were pushed into every row; the stream is not in use any more."""
-    header = state.view(np.int64)
     for row in range(len(state)):
-        header[row, FRAMES_IN] += lengths[row] if lengths.size else n_frames
-        header[row, AHEAD_SINCE] = header[row, FRAMES_IN]
+        state.view(np.int64)[row, FRAMES_IN] += lengths[row] if lengths.size else n_frames
     _release(state)
 
 
 # --- What Python calls ---
 #
-# `x` is (C,) or (B, C) for `step`, (T, C) or (B, T, C) for `process`; `out` likewise. These return
+# `x` is (C,) or (B, C) for `step`, (T, C) or (B, T, C) for `process`; `out` likewise. Both return
 # the number of output frames for each row, REFUSED or IN_USE, either with nothing changed.
 
 
 @compiled_for()
 def step(x, out, taps, state, channels, latency):
     """Push one frame into every row and write the output that is now final, if any."""
-    n_rows, n_floats = state.shape
+    n_rows = len(state)
     if not _fit(x, 1, out, 1, n_rows, channels):
         return REFUSED
     if not _claim(state):
         return IN_USE
-    header = state.view(np.int64)
-    K = taps.shape[1] - 1
-    n_outputs = _n_outputs(header[0, FRAMES_IN], 1, latency)
+    frames_in = state.view(np.int64)[:, FRAMES_IN]
+    n_outputs = _n_outputs(frames_in[0], 1, latency)
     for row in range(1, n_rows):
-        if _n_outputs(header[row, FRAMES_IN], 1, latency) != n_outputs:
+        if _n_outputs(frames_in[row], 1, latency) != n_outputs:
             _release(state)
             return REFUSED
-    looks_ahead = n_outputs == 1 and K > AHEAD and channels >= LANES
     for row in range(n_rows):
-        frames_in = header[row, FRAMES_IN]
-        frame = address_of(x) + 4 * row * channels
-        y = address_of(out) + 4 * row * channels
-        ring = address_of(state) + 4 * (row * n_floats + HEADER)
-        if looks_ahead:
-            since = header[row, AHEAD_SINCE]
-            _convolve_frame(
-                frame, y, address_of(taps), ring, frames_in, since, K, channels, len(taps)
-            )
-        else:
-            _convolve(
-                frame, 1, 0, y, address_of(taps), ring, frames_in, K, channels, latency,
-                0, len(taps),
-            )  # fmt: skip
+        offset = 4 * row * channels
+        _convolve_row(
+            address_of(x) + offset, 1, 0, address_of(out) + offset, taps, state, row, channels,
+            latency, 0, len(taps),
+        )  # fmt: skip
     for row in range(n_rows):
-        header[row, FRAMES_IN] += 1
-        if not looks_ahead:
-            header[row, AHEAD_SINCE] = header[row, FRAMES_IN]
+        frames_in[row] += 1
     _release(state)
     return n_outputs
 
@@ -350,8 +377,13 @@ def process(x, out, taps, state, channels, latency, padding, lengths):
 
 
 @compiled_for(parallel=True)
-def process_in_parallel(x, out, taps, state, channels, latency, padding, lengths, parts):
-    """Do as `process` does, rows and so many parts of their blocks spread over Numba's threads."""
+def process_in_parallel(x, out, taps, state, channels, latency, padding, lengths, parts, gate):
+    """Do as `process` does, rows and so many parts of their blocks spread over Numba's threads.
+
+    One such loop at a time in a process: while one runs, the gate is closed for others.
+    """
+    if exchange(gate, 0, 1) != 0:
+        return GATE_CLOSED
     n_frames, n_outputs = _plan(x, out, state, channels, latency, padding, lengths)
     if n_outputs >= 0:
         n_blocks = taps.shape[0]
@@ -362,6 +394,7 @@ def process_in_parallel(x, out, taps, state, channels, latency, padding, lengths
                 lengths, part * n_blocks // parts, (part + 1) * n_blocks // parts,
             )  # fmt: skip
         _finish(state, n_frames, lengths)
+    exchange(gate, 1, 0)
     return n_outputs
 
 

@@ -72,5 +72,6 @@ def _next_step(path: str, prefixes: list[str], converted: bool) -> str:
     target = printable(shlex.quote(f"{Path(path).stem}.converted.npz"))
     return (
         f"next: edgeconv convert {file} {target} --causal\n"
-        "      (--no-causal unless ESPnet's configuration says dynamic_chunk_training: true)"
+        "      (--no-causal unless ESPnet's configuration says dynamic_chunk_training: true;\n"
+        "      --config config.yaml looks there)"
     )

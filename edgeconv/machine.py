@@ -15,6 +15,7 @@ import numpy as np
 
 import edgeconv
 from edgeconv.convolution import DepthwiseConvolution
+from edgeconv.digest import check_arithmetic
 from edgeconv.terminal import CommandError, explaining_compilation, progress, table
 
 POINTER_BITS = 8 * struct.calcsize("P")
@@ -65,6 +66,7 @@ def doctor() -> None:
         raise CommandError(
             f"Numba must compile a stream, found {error!r}; install it again"
         ) from error
+    check_arithmetic()
     obstacle = _obstacle(facts["cache"])
     facts["cache writable"] = f"no: {obstacle}" if obstacle else "yes"
     facts["Numba import"] = f"{imported - start:.2f} s"

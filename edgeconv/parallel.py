@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-import threading
 from typing import Any
+
+import numpy as np
 
 from edgeconv import kernels
 from edgeconv.compiling import n_threads
 
-# A parallel loop over this many multiply-adds or more pays: about a millisecond of serial work.
-PARALLEL_WORK = 1 << 23
+# A parallel loop over this many multiply-adds or more pays: half a millisecond of serial work on a
+# PC, several on a board.
+PARALLEL_WORK = 1 << 24
 # A call into compiled code does not answer to Ctrl-C: no more than some hundredths of a second.
 PIECE_WORK = 1 << 26
 
-_parallel_loop = threading.Lock()
+_gate = np.zeros(1, np.int64)  # kept by compiled code: no signal handler can leave it closed
 _is_forked_child = False
 
 
@@ -30,13 +32,12 @@ def process(arguments: tuple[Any, ...], work: int) -> int:
     """Call the kernel `process`, in parallel where `work` multiply-adds make it pay.
 
     One parallel loop at a time in a process: a second one aborts it where Numba's threading layer
-    is `workqueue`. Whoever does not get the lock at once runs the serial kernel.
+    is `workqueue`. Whoever finds the gate closed runs the serial kernel.
     """
     if work >= PARALLEL_WORK and not _is_forked_child:
         threads = n_threads()
-        if threads > 1 and _parallel_loop.acquire(blocking=False):
-            try:
-                return int(kernels.process_in_parallel(3).entry_point(*arguments, threads))
-            finally:
-                _parallel_loop.release()
+        if threads > 1:
+            answer = kernels.process_in_parallel(3).entry_point(*arguments, threads, _gate)
+            if answer != kernels.GATE_CLOSED:
+                return int(answer)
     return int(kernels.process(3).entry_point(*arguments))

@@ -52,6 +52,8 @@ def verify(
         If a digest is another one. The message names the module, both digests and the seed.
     CheckpointError
         If the file cannot be used, or records no digests.
+    FloatingPointError
+        If something makes this process round in another way, or flush subnormal numbers to zero.
 
     Notes
     -----

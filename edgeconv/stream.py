@@ -38,12 +38,15 @@ class Stream:
     Notes
     -----
     Outputs are bit-identical to those of the module called on the whole signal, for every way of
-    cutting it into frames and chunks. Work per frame is constant and the state never grows. A
-    stream belongs to one thread at a time; its module may be shared.
+    cutting it into frames and chunks. Neither work per frame nor the state grows. A stream belongs
+    to one thread at a time; its module may be shared.
 
     The latest frames lie in a ring whose every row is written twice, so that each window of K
     frames is one run of memory, and no frame costs more because the ring wraps. Ring and counters
     change in one call into compiled code or not at all, whatever signal handlers raise.
+
+    An `out` that overlaps the input is an error. Two maps of one file overlap unseen, unless both
+    are passed as `np.memmap` objects.
     """
 
     def __init__(self, conv: DepthwiseConvolution, batch_size: int | None) -> None:
@@ -199,8 +202,8 @@ class Stream:
         if self._are_plain(chunk, y) and y.shape == shape:
             answer = self._process(chunk, y, *self._state, 0, valid)
         if answer < 0:
-            even = self._ring.frames_in if lengths is None else self._ring.frames_in[:1]
-            self._explain(answer, even, "must be at the same frame")
+            if lengths is None:
+                self._explain(answer, self._ring.frames_in, "must be at the same frame")
             self._run_checked(self._process, "chunk", chunk, expected, y, shape, 0, valid)
         return y if lengths is None else (y, counts)
 
@@ -228,8 +231,8 @@ class Stream:
         -------
         ndarray, float32, (n, C), or (len(rows), n, C) with a batch
             The last ``min(latency, frames_in)`` outputs, for which zeros follow the signal. Where
-            rows have different numbers of them, zeros after each row's own. The rows are then as
-            after `reset`.
+            rows have different numbers of them, zeros after each row's own: look at `frames_in`
+            before. The rows are then as after `reset`.
         """
         chosen = check_rows(rows, self._batch_size)
         latest, frames_in = self._ring.read(chosen)

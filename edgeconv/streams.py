@@ -27,7 +27,8 @@ class Streams(Mapping[str, Stream]):
     Notes
     -----
     Each stream changes wholly or not at all. An exception that a signal handler raises in the
-    middle of `reset`, `flush` or `restore` can leave some of them changed: call it again.
+    middle of `reset`, `flush` or `restore`, or a stream that another thread uses, can leave some of
+    them changed: call it again.
 
     Examples
     --------

@@ -186,6 +186,11 @@ def test_out_is_what_the_kernels_write(conv, out, error, text):
     assert stream.frames_in == 1
 
 
+def test_process_writes_to_no_read_only_array(conv):
+    with pytest.raises(ValueError, match="got one that is read-only"):
+        conv.stream().process(frames(3, C), out=read_only(frames(3, C)))
+
+
 @pytest.mark.parametrize("shape", [(4, C), (2, C), (3, C + 1), (3 * C,), (1, 3, C)])
 def test_out_of_process_has_a_row_for_every_final_frame(conv, centred, shape):
     for module, n_frames in ((conv, 3), (centred, 5)):

@@ -118,7 +118,8 @@ def test_every_command_has_an_example(command, capsys):
         (["convert", "a", "b", "--causal", "--weird"], "unrecognized arguments: --weird"),
         (
             ["convert", str(SHIPPED), "b"],
-            f"edgeconv convert: error: {SHIPPED} does not say: give --causal or --no-causal",
+            f"edgeconv convert: error: {SHIPPED} does not say: give --config config.yaml, "
+            "--causal or --no-causal",
         ),
         (
             ["run", str(SHIPPED), "x", "-o", "y"],
@@ -207,7 +208,8 @@ def test_inspect_checkpoint(capsys, monkeypatch):
         "\n"
         "next: edgeconv convert espnet-streaming-encoder.pth espnet-streaming-encoder.converted.npz"
         " --causal\n"
-        "      (--no-causal unless ESPnet's configuration says dynamic_chunk_training: true)\n"
+        "      (--no-causal unless ESPnet's configuration says dynamic_chunk_training: true;\n"
+        "      --config config.yaml looks there)\n"
     )
 
 

@@ -1,5 +1,6 @@
 """How the kernels are compiled, cached and run in parallel."""
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -64,10 +65,11 @@ def test_a_signal_in_pieces_changes_no_bit(data):
 
 @pytest.mark.parametrize("obstacle", ["busy", "forked", "one thread"])
 def test_otherwise_the_serial_kernel_runs(monkeypatch, always_parallel, obstacle):
-    monkeypatch.setattr(kernels, "process_in_parallel", None)
+    if obstacle != "busy":
+        monkeypatch.setattr(kernels, "process_in_parallel", None)
     threads = kernels.numba.get_num_threads()
     if obstacle == "busy":
-        parallel._parallel_loop.acquire()
+        parallel._gate[:] = 1
     elif obstacle == "forked":
         monkeypatch.setattr(parallel, "_is_forked_child", False)  # and back again afterwards
         parallel._mark_forked_child()
@@ -78,7 +80,8 @@ def test_otherwise_the_serial_kernel_runs(monkeypatch, always_parallel, obstacle
     finally:
         kernels.numba.set_num_threads(threads)
         if obstacle == "busy":
-            parallel._parallel_loop.release()
+            assert parallel._gate.tolist() == [1]
+            parallel._gate[:] = 0
     assert y.shape == (1, 1, 2)
 
 
@@ -121,6 +124,16 @@ def test_a_stream_holds_little_memory(kernel_size):
     channels = 4 * kernels.LANES
     ring = layout.Ring(1, channels, kernel_size)
     assert ring.memory.nbytes <= (2.5 * kernel_size + 64) * channels * 4
+
+
+@pytest.mark.parametrize("lengths", [[5, 4], [6, 0], [0, -1]])
+def test_a_kernel_checks_lengths_against_its_arrays(lengths):
+    stream = DepthwiseConvolution(8, 9, causal=True, rng=0).stream(batch_size=2)
+    x, out = np.zeros((2, 5, 16), np.float32), np.zeros((2, 4, 16), np.float32)
+    call = functools.partial(stream._process, x, out, *stream._state, 0)
+    assert call(np.array(lengths)) == kernels.REFUSED
+    assert call(np.array([4, 3])) == 4
+    assert stream.frames_in.tolist() == [4, 3]
 
 
 def test_the_environment_is_described():

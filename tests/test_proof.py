@@ -1,7 +1,10 @@
 """What `verify` proves, and that each kind of wrong bit makes it fail."""
 
+import contextlib
+import ctypes
 import hashlib
 import json
+import platform
 import re
 
 import numpy as np
@@ -16,6 +19,7 @@ from edgeconv import (
     CheckpointError,
     DepthwiseConvolution,
     VerificationError,
+    cli,
     kernels,
     parallel,
     save,
@@ -268,6 +272,42 @@ def test_a_processor_that_flushes_subnormals(path, monkeypatch):
     fails(lambda: verify(path), CAUSAL, expected, "offline")
 
 
+@contextlib.contextmanager
+def floating_point(offset, bits):
+    """Set bits of the processor's control register, as libraries built with -ffast-math do."""
+    libm = ctypes.CDLL("libm.so.6")
+    before = (ctypes.c_char * 64)()
+    libm.fegetenv(before)
+    changed = (ctypes.c_char * 64).from_buffer_copy(before)
+    register = ctypes.c_uint32.from_buffer(changed, offset)
+    register.value |= bits
+    libm.fesetenv(changed)
+    try:
+        yield
+    finally:
+        libm.fesetenv(before)
+
+
+# Where glibc keeps the register of a processor, and its bits: flush to zero, round downwards.
+REGISTER = {"x86_64": (28, 0x8040, 0x2000), "aarch64": (0, 1 << 24, 2 << 22)}[platform.machine()]
+
+
+@pytest.mark.parametrize("bits", REGISTER[1:])
+def test_a_process_that_rounds_in_another_way_proves_nothing(bits, path, monkeypatch, capsys):
+    CAUSAL.save(path)
+    content = path.read_bytes()
+    text = "this process must round to nearest and keep subnormal numbers"
+    for call in (lambda: verify(CAUSAL), lambda: verify(path), lambda: CAUSAL.save(path)):
+        with floating_point(REGISTER[0], bits), pytest.raises(FloatingPointError, match=text):
+            call()
+    for command in (["verify", str(path)], ["convert", str(path), f"{path}.new"], ["doctor"]):
+        with floating_point(REGISTER[0], bits):
+            assert cli.main(command) == 1
+        assert text in capsys.readouterr().err
+    assert path.read_bytes() == content
+    verify(path)
+
+
 def test_the_parallel_kernel_is_verified(path, monkeypatch):
     CENTRED.save(path)
     process = parallel.process
@@ -289,7 +329,7 @@ def recorded(path):
 
 def test_a_machine_that_disagrees_with_itself_converts_nothing(path, monkeypatch):
     monkeypatch.setattr(Stream, "step", one_bit_off(Stream.step, 99))
-    with pytest.raises(RuntimeError, match=r"this machine computes .* differently"):
+    with pytest.raises(FloatingPointError, match=r"must give the same outputs however it is run"):
         CENTRED.save(path)
     assert not path.exists()
 

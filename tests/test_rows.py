@@ -171,7 +171,7 @@ def test_centred_rows_that_still_wait_refuse_to_step_together():
         match=r"rows must have the same number of outputs, got rows after \[0, 9\] frames with a "
         r"latency of 2; call `process\(chunk, lengths=...\)`",
     ):
-        stream.step(x[:, 0])
+        stream.step(x[:, 0].copy())
     assert stream.frames_in.tolist() == [0, 9]
     y, counts = stream.process(x, lengths=[9, 9])
     assert counts.tolist() == [7, 9]

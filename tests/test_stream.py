@@ -325,21 +325,50 @@ def test_a_stream_in_use_by_another_thread_refuses_everything(batch_size):
     assert same_bits(np.concatenate(y, axis=-2), expected.reshape(whole.shape))
 
 
-def test_frames_between_reading_a_state_and_replacing_it_are_an_error(monkeypatch):
-    conv = DepthwiseConvolution(8, 5, rng=0)
+@pytest.mark.parametrize("name", ["flush", "cache"])
+def test_frames_between_reading_a_state_and_replacing_it_are_an_error(name, monkeypatch):
+    conv = DepthwiseConvolution(8, 5, causal=name == "cache", rng=0)
+    x = np.random.default_rng(0).standard_normal((1, 20, 16), np.float32)
     stream = conv.stream()
-    stream.process(np.ones((9, 16), np.float32))
-    read = stream._ring.read
+    y = [stream.process(x[0, :9])]
+    write = stream._ring.write
 
-    def interleaved(rows):
-        result = read(rows)
-        stream.step(np.ones(16, np.float32))  # another thread's
-        return result
+    def interleaved(*arguments, **options):
+        y.append(stream.step(x[0, 9])[None])  # another thread's
+        write(*arguments, **options)
 
-    monkeypatch.setattr(stream._ring, "read", interleaved)
-    with pytest.raises(RuntimeError, match="a stream must be used by one thread at a time"):
-        stream.flush()
-    assert stream.frames_in == 10
+    with monkeypatch.context() as patch:
+        patch.setattr(stream._ring, "write", interleaved)
+        with pytest.raises(RuntimeError, match="a stream must be used by one thread at a time"):
+            stream.flush() if name == "flush" else setattr(stream, "cache", stream.cache)
+    y += [stream.process(x[0, 10:]), stream.flush()]
+    assert same_bits(np.concatenate(y), conv(x)[0][0])
+
+
+def test_most_taps_are_added_ahead_block_by_block():
+    """Nothing but the time tells otherwise."""
+    n_blocks, K = 11, 31
+    conv = DepthwiseConvolution(n_blocks * kernels.LANES // 2, K, causal=True, rng=0)
+    x = np.random.default_rng(0).standard_normal((40, conv.channels), np.float32)
+    stream = conv.stream()
+    ring = stream._ring.memory[0, kernels.HEADER :].reshape(n_blocks, -1, kernels.LANES)
+    begun = ring[:, -kernels.AHEAD :]
+    for t, frame in enumerate(x):
+        before = begun.copy()
+        stream.step(frame) if t % 3 else stream.process(frame[None])
+        turns = [block for block in range(n_blocks) if (begun[block] != before[block]).any()]
+        assert turns == [block for block in range(n_blocks) if (t + block) % kernels.AHEAD == 0]
+    header = stream._ring.memory[0, : kernels.HEADER].view(np.int64)
+    assert header[kernels.AHEAD_SINCE] == 0
+    stream.process(x)
+    assert header[kernels.AHEAD_SINCE] == 80
+
+
+def test_a_stream_is_claimed_in_one_step():
+    claim = kernels.numba.njit(kernels._claim.py_func)
+    assert claim(np.zeros((1, 16), np.float32))
+    (code,) = claim.inspect_llvm().values()
+    assert "cmpxchg" in code
 
 
 def test_threads_in_one_stream_take_turns_or_fail():
