@@ -6,7 +6,8 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from edgeconv.arrays import (
 from edgeconv.checkpoint import Checkpoint, converted
 from edgeconv.checkpoint.error import naming
 from edgeconv.checkpoint.tensors import weight_and_bias
+from edgeconv.files import as_text
 from edgeconv.stream import Stream
 
 
@@ -104,6 +106,7 @@ class DepthwiseConvolution:
         bias: NDArray[np.float32],
         causal: bool,
         origin: str,
+        source: str | None = None,
     ) -> None:
         if not isinstance(causal, bool | np.bool_):
             raise TypeError(f"`causal` must be a bool, got {described(causal)}")
@@ -111,6 +114,7 @@ class DepthwiseConvolution:
         self._bias = _frozen(bias)
         self._causal = bool(causal)
         self._origin = origin
+        self._source = source
 
     @classmethod
     def from_state_dict(
@@ -138,14 +142,15 @@ class DepthwiseConvolution:
             If an argument is of the wrong kind.
         """
         conv = cls.__new__(cls)
-        origin = ""
+        origin, source = "", None
         if isinstance(state, Checkpoint):
+            source = os.path.abspath(state.path)  # noqa: PTH100 - a text, and links stay
             origin = f"from {state.path}, prefix {prefix!r}"
             stated = converted.causality(state).get(prefix, causal)
             if stated != causal:
                 with naming(state.path, state.format):
                     raise converted.contradiction(prefix, stated)
-        conv._set(*weight_and_bias(state, prefix), causal, origin)
+        conv._set(*weight_and_bias(state, prefix), causal, origin, source)
         return conv
 
     @property
@@ -305,12 +310,16 @@ class DepthwiseConvolution:
         ------
         OSError
             If it cannot be written; a file that was there is then as it was.
+        ValueError
+            If it is the file that the module was loaded from.
         """
+        check_target(path, [self])
         converted.write(path, {"": self}, {"": digest.of_module(self)})
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The packed taps stay behind: their layout belongs to this CPU.
-        return _rebuilt, (type(self), self._weight, self._bias, self._causal, self._origin)
+        parts = self._weight, self._bias, self._causal, self._origin, self._source
+        return _rebuilt, (type(self), *parts)
 
     def __repr__(self) -> str:
         geometry = f"size={self.size}, kernel_size={self.kernel_size}, causal={self.causal}"
@@ -323,10 +332,21 @@ def _rebuilt(
     bias: NDArray[np.float32],
     causal: bool,
     origin: str,
+    source: str | None,
 ) -> DepthwiseConvolution:
     conv = cls.__new__(cls)
-    conv._set(weight, bias, causal, origin)
+    conv._set(weight, bias, causal, origin, source)
     return conv
+
+
+def check_target(path: str | os.PathLike[str], modules: Iterable[DepthwiseConvolution]) -> None:
+    """Raise a ValueError if a file to write is one that a module was loaded from."""
+    target = Path(as_text("path", path))
+    for source in {module._source for module in modules} - {None}:
+        if target.exists() and Path(str(source)).exists() and target.samefile(str(source)):
+            raise ValueError(
+                f"`path` must be another file than the one that the weights come from, got {path!r}"
+            )
 
 
 def _frozen(array: NDArray[np.float32]) -> NDArray[np.float32]:

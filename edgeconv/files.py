@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["as_text", "replacing"]
+__all__ = ["as_text", "package_stamp", "replacing"]
 
 
 def as_text(name: str, path: object) -> str:
@@ -19,6 +19,12 @@ def as_text(name: str, path: object) -> str:
     if not isinstance(path, str | bytes | os.PathLike):
         raise TypeError(f"`{name}` must be a str or path-like, got {type(path).__name__}")
     return os.fsdecode(path)
+
+
+def package_stamp() -> list[tuple[str, int, int]]:
+    """Return what changes when another version of this package takes its place."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 @contextlib.contextmanager
@@ -46,9 +52,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Notes
     -----
-    The file is on the disk before it gets its name, so a power cut leaves the old file or the new
-    one. Any exception in the block, `KeyboardInterrupt` included, removes the temporary file and
-    leaves the target alone.
+    The file is on the disk before it gets its name, so a kill or a power cut leaves the old file or
+    the new one, and maybe a temporary one, ``.edgeconv-*.tmp``. Any exception in the block,
+    `KeyboardInterrupt` included, removes the temporary file and leaves the target alone.
     """
     target = Path(os.path.realpath(as_text("path", path)))
     mode = _permissions(target, path)

@@ -118,7 +118,7 @@ class Ring:
         """Return the error for two threads in one stream."""
         return RuntimeError(
             "a stream must be used by one thread at a time, got a call during another; open a "
-            "stream for each thread: they may share the module"
+            "stream for each thread, and anew in a process that was forked during a call"
         )
 
 

@@ -15,6 +15,7 @@ from edgeconv.compiling import n_threads
 PARALLEL_WORK = 1 << 24
 # A call into compiled code does not answer to Ctrl-C: no more than some hundredths of a second.
 PIECE_WORK = 1 << 26
+FRAME_WORK = 1 << 12  # what a frame costs beside its multiply-adds, in these
 
 _gate = np.zeros(1, np.int64)  # kept by compiled code: no signal handler can leave it closed
 _is_forked_child = False

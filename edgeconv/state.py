@@ -22,7 +22,7 @@ VERSION = 1
 MOST_FRAMES = 2**62  # the counters of the kernels stay within 64 bits
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class StreamState:
     """
     What a stream remembers, without vector width or position in the ring.
@@ -71,6 +71,9 @@ class StreamState:
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies come about as the original did, checked and read-only.
         return type(self), tuple(getattr(self, field.name) for field in fields(self))
+
+    def __repr__(self) -> str:
+        return f"<StreamState after {self.frames_in.tolist()} frames, {self.geometry}>"
 
     @property
     def geometry(self) -> dict[str, Any]:

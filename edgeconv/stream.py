@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -22,12 +23,14 @@ from edgeconv.arrays import (
     is_array,
     is_integer,
 )
+from edgeconv.files import package_stamp
 from edgeconv.state import StreamState
 
 if TYPE_CHECKING:
     from edgeconv.convolution import DepthwiseConvolution
 
 _REFUSED, _IN_USE = -1, -2  # those of `kernels`, without importing Numba
+_IMPORTED = package_stamp()
 _ALL_FRAMES = np.empty(0, np.int64)  # for the kernels: no row gets less than the chunk
 
 
@@ -50,8 +53,11 @@ class Stream:
     """
 
     def __init__(self, conv: DepthwiseConvolution, batch_size: int | None) -> None:
-        # These import Numba, which only those who convolve wait for.
-        from edgeconv import kernels, layout
+        # These import Numba, which only those who convolve wait for. Kernels trust their callers:
+        # those of another version, which was installed meanwhile, must not be theirs.
+        if "edgeconv.kernels" not in sys.modules and package_stamp() != _IMPORTED:
+            raise RuntimeError("edgeconv was replaced after this process began: start it again")
+        from edgeconv import kernels, layout, parallel  # noqa: F401 - all at once
         from edgeconv.convolution import DepthwiseConvolution
 
         if not isinstance(conv, DepthwiseConvolution):
@@ -373,7 +379,7 @@ class Stream:
 
         batch_size, n_frames, channels = x.shape
         taps = channels * self._conv.kernel_size
-        most = max(1, parallel.PIECE_WORK // taps)
+        most = max(1, parallel.PIECE_WORK // (taps + parallel.FRAME_WORK))
         at_once = max(1, most // max(1, n_frames))
         if lengths is None:
             lengths = np.full(batch_size, n_frames)
@@ -409,7 +415,10 @@ class Stream:
         if n_outputs == _IN_USE:
             raise self._ring.in_use()
         if n_outputs == _REFUSED:
-            raise RuntimeError(f"edgeconv is inconsistent: {self} refuses what it checked")
+            raise RuntimeError(
+                f"{self} refuses what was checked: another thread used it meanwhile, or edgeconv "
+                "is inconsistent"
+            )
         return n_outputs
 
     @property

@@ -21,7 +21,7 @@ from edgeconv.checkpoint.tensors import (
     weight_and_bias,
 )
 from edgeconv.configuration import read_configuration
-from edgeconv.convolution import DepthwiseConvolution
+from edgeconv.convolution import DepthwiseConvolution, check_target
 from edgeconv.files import as_text
 
 __all__ = ["Convolution", "convert", "find_convolutions", "load", "load_all", "save"]
@@ -141,7 +141,8 @@ def save(path: str | os.PathLike[str], modules: Mapping[str, DepthwiseConvolutio
     Raises
     ------
     TypeError, ValueError
-        If `modules` is anything else, or if a prefix could not be read back as it is.
+        If `modules` is anything else, if a prefix could not be read back as it is, or if the file
+        is one that a module was loaded from.
     OSError
         If the file cannot be written; it is then as it was.
 
@@ -236,6 +237,7 @@ def _write(
     source: converted.Source | None = None,
 ) -> None:
     """Write modules with the digests of their outputs."""
+    check_target(path, modules.values())
     digests = {prefix: digest.of_module(conv) for prefix, conv in modules.items()}
     converted.write(path, modules, digests, source)
 

@@ -311,7 +311,7 @@ def test_an_empty_output_lies_anywhere(centred):
 def test_a_kernel_that_refuses_what_was_checked_is_an_error(conv):
     stream = conv.stream()
     stream._step = lambda *_: -1
-    with pytest.raises(RuntimeError, match=r"edgeconv is inconsistent: <Stream of .* refuses what"):
+    with pytest.raises(RuntimeError, match=r"<Stream of .* refuses what was checked: another"):
         stream.step(frames(C))
 
 

@@ -373,6 +373,27 @@ def test_an_installation_whose_cache_is_damaged(tmp_path, damage):
     assert outcome(tmp_path) == "True 1 RuntimeWarning\n"
 
 
+def test_a_package_that_is_replaced_before_its_kernels_are_imported(tmp_path):
+    package = installed(tmp_path, cached=True)
+    program = f"""
+import os
+from edgeconv import DepthwiseConvolution
+os.utime({str(package / "kernels.py")!r}, ns=(1, 1))
+for _ in range(2):
+    try:
+        DepthwiseConvolution(1, 1).stream()
+    except RuntimeError as error:
+        print(error)
+"""
+    own = environment(PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=own, check=True, capture_output=True, text=True
+    )
+    text = "edgeconv was replaced after this process began: start it again\n"
+    assert (result.stdout, result.stderr) == (2 * text, "")
+
+
 def test_numba_told_not_to_compile(tmp_path):
     program = "from edgeconv import DepthwiseConvolution; DepthwiseConvolution(1, 1).stream()"
     command = [sys.executable, "-c", program]

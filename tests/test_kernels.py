@@ -56,7 +56,8 @@ def test_a_signal_in_pieces_changes_no_bit(data):
     whole = conv(x), conv(x, lengths=lengths), conv(x, mask=mask), conv(x.astype(np.float64))
     n_frames = data.draw(st.integers(1, 2 * x.shape[1] + 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "PIECE_WORK", n_frames * conv.channels * conv.kernel_size)
+        work = conv.channels * conv.kernel_size + parallel.FRAME_WORK
+        patch.setattr(parallel, "PIECE_WORK", n_frames * work)
         pieces = conv(x), conv(x, lengths=lengths), conv(x, mask=mask), conv(x.astype(np.float64))
     for (y, cache), (expected, expected_cache) in zip(pieces, whole, strict=True):
         assert same_bits(y, expected)

@@ -279,6 +279,11 @@ def test_a_state_is_independent_of_the_stream():
             array[:] = 0
 
 
+def test_a_state_is_shown_without_its_frames():
+    state = DepthwiseConvolution(2, 3, causal=True, rng=0).stream(batch_size=2).snapshot()
+    assert repr(state).startswith("<StreamState after [0, 0] frames, {'batch_size': 2, 'channels'")
+
+
 def test_a_state_copies_what_it_is_made_of():
     frames, frames_in = np.ones((1, 4, 2), np.float32), np.int64([3])
     state = StreamState(frames, frames_in, None, 4, 3, True, "")

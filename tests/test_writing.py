@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import resource
 import stat
 import subprocess
@@ -177,11 +178,22 @@ def test_no_input_is_written_whatever_it_is_called(command, name, form, here, ca
     assert sorted(str(path) for path in here.rglob("*")) == before
 
 
-def test_what_was_read_before_is_saved_over_its_own_file(here):
+@pytest.mark.parametrize("form", OTHER_NAMES)
+def test_no_module_is_saved_over_the_file_that_it_comes_from(form, here):
     modules = edgeconv.load_all("source.npz")
     content = Path("source.npz").read_bytes()
-    edgeconv.save("source.npz", modules)
+    target = form.format("source.npz")
+    again = pickle.loads(pickle.dumps(modules[""]))
+    writes = (
+        lambda: edgeconv.save(target, modules),
+        lambda: modules[""].save(target),
+        lambda: again.save(target),
+    )
+    for write in writes:
+        with pytest.raises(ValueError, match="`path` must be another file than the one that the"):
+            write()
     assert Path("source.npz").read_bytes() == content
+    edgeconv.save("other.npz", modules)
 
 
 # --- Full disks ---
