@@ -387,6 +387,7 @@ def process_in_parallel(x, out, taps, state, channels, latency, padding, lengths
     n_frames, n_outputs = _plan(x, out, state, channels, latency, padding, lengths)
     if n_outputs >= 0:
         n_blocks = taps.shape[0]
+        parts = min(parts, n_blocks)
         for task in prange(state.shape[0] * parts):
             row, part = task // parts, task % parts
             _process_row(

@@ -13,6 +13,9 @@ from edgeconv.compiling import n_threads
 # A parallel loop over this many multiply-adds or more pays: half a millisecond of serial work on a
 # PC, several on a board.
 PARALLEL_WORK = 1 << 24
+# Parts of a row's blocks for each thread. One part was slower than no thread at all: two threads then
+# write to the same rows of the output at the same time.
+PARTS = 4
 # A call into compiled code does not answer to Ctrl-C: no more than some hundredths of a second.
 PIECE_WORK = 1 << 26
 FRAME_WORK = 1 << 12  # what a frame costs beside its multiply-adds, in these
@@ -38,7 +41,7 @@ def process(arguments: tuple[Any, ...], work: int) -> int:
     if work >= PARALLEL_WORK and not _is_forked_child:
         threads = n_threads()
         if threads > 1:
-            answer = kernels.process_in_parallel(3).entry_point(*arguments, threads, _gate)
+            answer = kernels.process_in_parallel(3).entry_point(*arguments, PARTS * threads, _gate)
             if answer != kernels.GATE_CLOSED:
                 return int(answer)
     return int(kernels.process(3).entry_point(*arguments))
