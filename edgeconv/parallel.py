@@ -13,8 +13,8 @@ from edgeconv.compiling import n_threads
 # A parallel loop over this many multiply-adds or more pays: half a millisecond of serial work on a
 # PC, several on a board.
 PARALLEL_WORK = 1 << 24
-# Parts of a row's blocks for each thread. One part was slower than no thread at all: two threads then
-# write to the same rows of the output at the same time.
+# Parts of a row's blocks for each thread. With one, two threads write to the same rows of the
+# output at the same time, and were slower than one thread.
 PARTS = 4
 # A call into compiled code does not answer to Ctrl-C: no more than some hundredths of a second.
 PIECE_WORK = 1 << 26
