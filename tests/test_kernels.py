@@ -15,6 +15,7 @@ from reference import same_bits
 from strategies import modules, seeds, signals
 
 from edgeconv import DepthwiseConvolution, kernels, layout, parallel
+from edgeconv.vectors import VECTOR
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_memory_is_packed_in_aligned_blocks(channels):
         assert taps[block, :, lane].tolist() == [-c, *weight[c, 0]]
     ring = layout.Ring(3, channels, 3)
     assert ring.memory.ctypes.data % 64 == 0
-    assert ring.memory.strides[0] % 64 == 0
+    assert ring.memory.strides[0] % VECTOR == 0
     assert ring.frames_in.shape == (3,)
 
 
