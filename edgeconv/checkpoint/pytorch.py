@@ -10,7 +10,7 @@ from typing import BinaryIO, TypeGuard
 from edgeconv.checkpoint.archive import DEFLATED, INFLATED_RATIO, Archive
 from edgeconv.checkpoint.elements import element_count, item_size, listed
 from edgeconv.checkpoint.error import CheckpointError, damaged, naming, shown
-from edgeconv.checkpoint.mapping import Contents, Entry, TensorSpec, check_name
+from edgeconv.checkpoint.mapping import Contents, TensorSpec, check_name
 from edgeconv.checkpoint.pickled import Global, Object, load
 from edgeconv.checkpoint.views import Fetch, Storage, Tensor, Views
 
@@ -81,10 +81,7 @@ def contents(
     search = _Search(min(VISITS, VISITS_PER_BYTE * pickle_size))
     search.visit(root, "", 0)
     views = Views(search.found.values(), fetch, deflated)
-    entries = {
-        name: Entry(tensor.spec, views.reader(tensor), tensor.remedy)
-        for name, tensor in search.found.items()
-    }
+    entries = {name: views.entry(tensor) for name, tensor in search.found.items()}
     return Contents(file_format, entries)
 
 
