@@ -18,6 +18,7 @@ from edgeconv.checkpoint.archive import Archive
 from edgeconv.checkpoint.mapping import reading
 
 DOCUMENT = pathlib.Path(__file__).parents[1] / "docs" / "checkpoints.md"
+OTHERS = ("weights.py", "configuration.py")
 PACKAGE = pathlib.Path(edgeconv.checkpoint.__file__).parent
 one = tensor(np.float32([1]))
 
@@ -138,7 +139,7 @@ def test_a_storage_that_is_kept_takes_four_times_its_bytes(tmp_path, deflated):
     assert checkpoint["f"].tobytes() == bytes(range(16))
     remedy = "save a copy of it, such as its `clone()`"
     assert checkpoint.unlisted == {"f8": remedy, "n32": remedy}
-    with pytest.raises(CheckpointError, match="'f8' must be .*, found reinterpreted float8_e5m2;"):
+    with pytest.raises(CheckpointError, match=r"'f8' must be .*, found reinterpreted float8_e5m2;"):
         checkpoint["f8"]
 
 
@@ -149,14 +150,27 @@ def test_a_process_without_room_refuses_the_file():
             raise error
 
 
+@pytest.mark.parametrize(
+    "part", ["checkpoint.tensors._float32", "convolution.DepthwiseConvolution._set"]
+)
+def test_a_process_without_room_for_the_weights_refuses_the_file(tmp_path, monkeypatch, part):
+    def fail(*_, **__):
+        raise MemoryError
+
+    edgeconv.DepthwiseConvolution(2, 3, causal=True).save(tmp_path / "x.npz")
+    monkeypatch.setattr(f"edgeconv.{part}", fail)
+    with pytest.raises(CheckpointError, match="NumPy npz: the process must have the memory"):
+        edgeconv.load(tmp_path / "x.npz")
+
+
 def test_the_documentation_states_every_limit():
     table = dict(re.findall(r"^\| `(\w+\.\w+)` \| ([\d,]+) \|", DOCUMENT.read_text(), re.MULTILINE))
     stated = {name: int(value.replace(",", "")) for name, value in table.items()}
     found = {}
-    for path in [*PACKAGE.glob("*.py"), PACKAGE.parent / "weights.py"]:
+    for path in [*PACKAGE.glob("*.py"), *map(PACKAGE.parent.joinpath, OTHERS)]:
         source = path.read_text()
         names = re.findall(r"^([A-Z_]+) = (?:2\*\*)?[\d_]+(?:  #.*)?$", source, re.MULTILINE)
-        package = "edgeconv" if path.stem == "weights" else "edgeconv.checkpoint"
+        package = "edgeconv" if path.name in OTHERS else "edgeconv.checkpoint"
         module = importlib.import_module(f"{package}.{path.stem}")
         found |= {f"{path.stem}.{name}": getattr(module, name) for name in names}
     others = {
