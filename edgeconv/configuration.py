@@ -15,6 +15,7 @@ __all__ = ["Configuration", "read_configuration"]
 
 SIZE = 2**20  # of the file, in bytes; with 20,000 tokens it takes a third
 EVENTS = 2**16  # of the parser: one for each token; each may take 40 microseconds
+SCALAR = 2**14  # characters of a text or a number
 DEPTH = 50
 REMEDY = "give the config.yaml that ESPnet wrote beside the checkpoint"
 
@@ -154,6 +155,9 @@ def _parsed(path: str) -> object:
         for count, event in enumerate(yaml.parse(text, yaml.SafeLoader)):
             if count >= EVENTS:
                 raise _wrong(f"a configuration must have at most {EVENTS} values", "more")
+            # PyYAML's time grows with the square of the length of a number to base 60.
+            if isinstance(event, yaml.ScalarEvent) and len(event.value) > SCALAR:
+                raise _wrong(f"a text must have at most {SCALAR} characters", str(len(event.value)))
             # ESPnet writes none, and a few of them can stand for more than any memory holds.
             if isinstance(event, yaml.AliasEvent):
                 raise _wrong("a configuration must not use aliases", "one")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgeconv import CheckpointError, DepthwiseConvolution, convert, load_all
-from edgeconv.configuration import DEPTH, EVENTS, SIZE, read_configuration
+from edgeconv.configuration import DEPTH, EVENTS, SCALAR, SIZE, read_configuration
 
 # ESPnet 202511 wrote this file: `python -m espnet2.bin.asr_transducer_train --dry_run true` on an
 # encoder of two E-Branchformers of 31 and 15 taps, a Conformer of 7, and an E-Branchformer of 9.
@@ -220,6 +220,10 @@ WRONG = {
     "many values": (
         "[" + "1," * EVENTS + "]",
         f"a configuration must have at most {EVENTS} values, found more",
+    ),
+    "a long number": (
+        "1" + ":1" * SCALAR,
+        f"a text must have at most {SCALAR} characters, found 32",
     ),
     "long": ("a" * (SIZE + 1), f"a configuration must have at most {SIZE} bytes, found more"),
 }
