@@ -15,10 +15,13 @@ __all__ = ["as_text", "package_stamp", "replacing"]
 
 
 def as_text(name: str, path: object) -> str:
-    """Return the path that an argument holds; a TypeError that names it for anything else."""
+    """Return the path that an argument holds; an error that names it for anything else."""
     if not isinstance(path, str | bytes | os.PathLike):
         raise TypeError(f"`{name}` must be a str or path-like, got {type(path).__name__}")
-    return os.fsdecode(path)
+    text = os.fsdecode(path)
+    if "\0" in text:
+        raise ValueError(f"`{name}` must be a path without null characters, got {text!r}")
+    return text
 
 
 def package_stamp() -> list[tuple[str, int, int]]:

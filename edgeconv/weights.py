@@ -13,6 +13,7 @@ from edgeconv import digest
 from edgeconv.arrays import described
 from edgeconv.checkpoint import Checkpoint, CheckpointError, converted, read_checkpoint
 from edgeconv.checkpoint.error import naming, shown
+from edgeconv.checkpoint.mapping import reading
 from edgeconv.checkpoint.tensors import (
     Convolution,
     choice,
@@ -254,7 +255,8 @@ def _load(
             "nothing about it in the file",
             "pass `causal=True` if it was trained with dynamic_chunk_training, else `causal=False`",
         )
-    return DepthwiseConvolution.from_state_dict(checkpoint, prefix, causal=answer)
+    with reading(checkpoint.path, checkpoint.format):
+        return DepthwiseConvolution.from_state_dict(checkpoint, prefix, causal=answer)
 
 
 def _found(checkpoint: Checkpoint) -> list[str]:

@@ -1,6 +1,7 @@
 """Zip archives: damage is noticed, whatever the records hold."""
 
 import io
+import os
 import struct
 import zipfile
 import zlib
@@ -87,6 +88,17 @@ def test_a_file_that_shrinks_while_it_is_read(target):
     target.write_bytes(torch_files.saved({"x": tensor(VALUES)}))
     checkpoint = read_checkpoint(target)
     target.write_bytes(target.read_bytes()[:700])
+    with pytest.raises(CheckpointError, match="that it has changed since; call `read_checkpoint`"):
+        checkpoint["x"]
+
+
+def test_a_file_rewritten_in_place_with_its_old_date_is_noticed(target):
+    target.write_bytes(npz(x=VALUES))
+    checkpoint = read_checkpoint(target)
+    before = target.stat()
+    while target.stat().st_ctime_ns == before.st_ctime_ns:  # the clock of files is a coarse one
+        target.write_bytes(npz(x=VALUES + 1))
+        os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(CheckpointError, match="that it has changed since; call `read_checkpoint`"):
         checkpoint["x"]
 

@@ -10,13 +10,15 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch_files
-from torch_files import tensor, view
+from torch_files import Call, Storage, tensor, view
 
 import edgeconv.checkpoint
 from edgeconv.checkpoint import CheckpointError, read_checkpoint
+from edgeconv.checkpoint.archive import Archive
 from edgeconv.checkpoint.mapping import reading
 
 DOCUMENT = pathlib.Path(__file__).parents[1] / "docs" / "checkpoints.md"
+OTHERS = ("weights.py", "configuration.py")
 PACKAGE = pathlib.Path(edgeconv.checkpoint.__file__).parent
 one = tensor(np.float32([1]))
 
@@ -97,6 +99,50 @@ def test_many_views_of_one_storage_take_the_memory_of_one(tmp_path, deflated):
     )
 
 
+@pytest.mark.parametrize("deflated", [False, True])
+def test_a_storage_is_read_once_however_its_views_alternate(tmp_path, monkeypatch, deflated):
+    one, other = (torch_files.storage(np.arange(64.0)) for _ in range(2))
+    alone = tensor(np.arange(3.0))
+    tree = [view(stored, 0, [64], [1]) for _ in range(9) for stored in (one, other)]
+    path = tmp_path / "x"
+    path.write_bytes(torch_files.saved([*tree, alone], deflated=deflated))
+    checkpoint = read_checkpoint(path)
+    reads, read = [], Archive.read
+
+    def counted(archive, file, name, *part):
+        reads.append(name)
+        return read(archive, file, name, *part)
+
+    monkeypatch.setattr(Archive, "read", counted)
+    for name in [*checkpoint] * 2:
+        assert checkpoint[name][1] == 1
+    assert sorted(reads) == [f"archive/data/{key}" for key in "0122"]  # what has one view is let go
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+def test_a_storage_that_is_kept_takes_four_times_its_bytes(tmp_path, deflated):
+    stored = Storage(bytes(range(16)), "Untyped", 16)
+    rebuild = torch_files.named("torch._utils", "_rebuild_tensor_v3")
+
+    def seen(dtype, *flags):
+        element = torch_files.named("torch", dtype)
+        item = 4 if dtype == "float32" else 1
+        return Call(rebuild, (stored, 0, (16 // item,), (1,), False, {}, element, *flags))
+
+    tree = {"a": seen("int8"), "n": seen("int8", {"neg": True}), "f8": seen("float8_e5m2")}
+    tree |= {"u": seen("uint8"), "f": seen("float32"), "n32": seen("float32", {"neg": True})}
+    path = tmp_path / "x"
+    path.write_bytes(torch_files.saved(tree, deflated=deflated))
+    checkpoint = read_checkpoint(path)
+    assert checkpoint["a"].tolist() == checkpoint["u"].tolist() == [*range(16)]
+    assert checkpoint["n"].tolist() == [-value for value in range(16)]
+    assert checkpoint["f"].tobytes() == bytes(range(16))
+    remedy = "save a copy of it, such as its `clone()`"
+    assert checkpoint.unlisted == {"f8": remedy, "n32": remedy}
+    with pytest.raises(CheckpointError, match=r"'f8' must be .*, found reinterpreted float8_e5m2;"):
+        checkpoint["f8"]
+
+
 def test_a_process_without_room_refuses_the_file():
     for error in (MemoryError, RecursionError):
         match = f"a.pth: X: the process must have the memory and .* found {error.__name__}; save"
@@ -104,14 +150,27 @@ def test_a_process_without_room_refuses_the_file():
             raise error
 
 
+@pytest.mark.parametrize(
+    "part", ["checkpoint.tensors._float32", "convolution.DepthwiseConvolution._set"]
+)
+def test_a_process_without_room_for_the_weights_refuses_the_file(tmp_path, monkeypatch, part):
+    def fail(*_, **__):
+        raise MemoryError
+
+    edgeconv.DepthwiseConvolution(2, 3, causal=True).save(tmp_path / "x.npz")
+    monkeypatch.setattr(f"edgeconv.{part}", fail)
+    with pytest.raises(CheckpointError, match="NumPy npz: the process must have the memory"):
+        edgeconv.load(tmp_path / "x.npz")
+
+
 def test_the_documentation_states_every_limit():
     table = dict(re.findall(r"^\| `(\w+\.\w+)` \| ([\d,]+) \|", DOCUMENT.read_text(), re.MULTILINE))
     stated = {name: int(value.replace(",", "")) for name, value in table.items()}
     found = {}
-    for path in [*PACKAGE.glob("*.py"), PACKAGE.parent / "weights.py"]:
+    for path in [*PACKAGE.glob("*.py"), *map(PACKAGE.parent.joinpath, OTHERS)]:
         source = path.read_text()
         names = re.findall(r"^([A-Z_]+) = (?:2\*\*)?[\d_]+(?:  #.*)?$", source, re.MULTILINE)
-        package = "edgeconv" if path.stem == "weights" else "edgeconv.checkpoint"
+        package = "edgeconv" if path.name in OTHERS else "edgeconv.checkpoint"
         module = importlib.import_module(f"{package}.{path.stem}")
         found |= {f"{path.stem}.{name}": getattr(module, name) for name in names}
     others = {

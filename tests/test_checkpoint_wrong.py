@@ -103,6 +103,8 @@ def test_missing_files_and_wrong_arguments(tmp_path):
         read_checkpoint(tmp_path / "nowhere")
     with pytest.raises(TypeError, match="`path` must be a str or path-like, got "):
         read_checkpoint(5)
+    with pytest.raises(ValueError, match=r"^`path` must be a path without null characters, got 'a"):
+        read_checkpoint("a\0b")
 
 
 def test_a_relative_path_stays_the_same_file(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """ESPnet's configuration: what it states is used, what contradicts it is refused."""
 
+import os
 import pathlib
 import sys
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgeconv import CheckpointError, DepthwiseConvolution, convert, load_all
-from edgeconv.configuration import DEPTH, SIZE, read_configuration
+from edgeconv.configuration import DEPTH, EVENTS, SCALAR, SIZE, read_configuration
 
 # ESPnet 202511 wrote this file: `python -m espnet2.bin.asr_transducer_train --dry_run true` on an
 # encoder of two E-Branchformers of 31 and 15 taps, a Conformer of 7, and an E-Branchformer of 9.
@@ -216,6 +217,14 @@ WRONG = {
     "merged aliases": ("a: &a {x: 1}\nb: {<<: *a}", "a configuration must not use aliases"),
     "deep": ("[" * 100_000, f"a configuration must be at most {DEPTH} levels deep, found more"),
     "deep blocks": ("- " * 100_000, f"a configuration must be at most {DEPTH} levels deep"),
+    "many values": (
+        "[" + "1," * EVENTS + "]",
+        f"a configuration must have at most {EVENTS} values, found more",
+    ),
+    "a long number": (
+        "1" + ":1" * SCALAR,
+        f"a text must have at most {SCALAR} characters, found 32",
+    ),
     "long": ("a" * (SIZE + 1), f"a configuration must have at most {SIZE} bytes, found more"),
 }
 
@@ -232,9 +241,22 @@ def test_no_configuration_of_a_transducer(wrong, config, source, tmp_path):
 
 
 def test_files_that_cannot_be_read(config, source, tmp_path):
-    for path, error in ((config, FileNotFoundError), (tmp_path, IsADirectoryError)):
-        with pytest.raises(error):
-            convert(source({"0.conv_mod": 3}), tmp_path / "w.npz", config=path)
+    path = source({"0.conv_mod": 3})
+    with pytest.raises(FileNotFoundError):
+        convert(path, tmp_path / "w.npz", config=config)
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: .* a file, found a directory; give"):
+        convert(path, tmp_path / "w.npz", config=tmp_path)
+    os.mkfifo(config)
+    with pytest.raises(CheckpointError, match=f"{config}: .* a file, found a pipe; give the path"):
+        convert(path, tmp_path / "w.npz", config=config)
+    with pytest.raises(ValueError, match=r"^`config` must be a path without null characters, got"):
+        convert(path, tmp_path / "w.npz", config="a\0b")
+
+
+def test_a_configuration_with_many_tokens(config):
+    tokens = [chr(0x4E00 + index) for index in range(20_000)]
+    config.write_text("\n- ".join(["token_list:", *tokens]) + "\n" + transducer())
+    assert read_configuration(config).causal is False
 
 
 def test_without_pyyaml(config, source, tmp_path, monkeypatch):

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from edgeconv.checkpoint.error import damaged, shown
 
-__all__ = ["decoded", "element_count", "item_size", "listed"]
+__all__ = ["BOUNDS", "decoded", "element_count", "is_held", "item_size", "listed"]
 
 DIMENSIONS = 32  # what NumPy 1 allows
 ELEMENTS = 2**58
+BOUNDS = f"{DIMENSIONS} dimensions and 2**58 elements"
 
 
 def listed(dtype: str) -> bool:
@@ -29,11 +30,15 @@ def item_size(dtype: str) -> int:
 
 def element_count(shape: tuple[int, ...], what: str) -> int:
     """Return the number of elements of `what`, whose shape must be one that NumPy can hold."""
-    # NumPy counts a dimension of length 0 as 1 when it looks for overflow.
-    if len(shape) > DIMENSIONS or math.prod(max(length, 1) for length in shape) > ELEMENTS:
-        expected = f"{what} must have at most {DIMENSIONS} dimensions and 2**58 elements"
-        raise damaged(expected, shown(str(shape)))
+    if not is_held(shape):
+        raise damaged(f"{what} must have at most {BOUNDS}", shown(str(shape)))
     return math.prod(shape)
+
+
+def is_held(shape: tuple[int, ...]) -> bool:
+    """Tell whether NumPy can hold a tensor of a shape."""
+    # NumPy counts a dimension of length 0 as 1 when it looks for overflow.
+    return len(shape) <= DIMENSIONS and math.prod(max(n, 1) for n in shape) <= ELEMENTS
 
 
 def decoded(raw: bytes | bytearray, dtype: str, byte_order: str = "little") -> NDArray[Any]:

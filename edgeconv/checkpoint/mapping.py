@@ -71,6 +71,8 @@ class Stamp(NamedTuple):
     inode: int
     size: int
     modified: int
+    changed: int
+    """Also by what then restores `modified`."""
 
 
 class Checkpoint(Mapping[str, NDArray[Any]]):
@@ -206,7 +208,7 @@ def _check_regular(mode: int) -> None:
     """Refuse everything that is not a regular file."""
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "a special file")
-        raise CheckpointError("a checkpoint must be a file", kind, "give the path of the file")
+        raise CheckpointError("the path must lead to a file", kind, "give the path of the file")
 
 
 _KINDS = {
@@ -221,4 +223,6 @@ _KINDS = {
 def _stamp(file: BinaryIO) -> Stamp:
     """Identify the open file."""
     status = os.fstat(file.fileno())
-    return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return Stamp(
+        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from typing import BinaryIO, TypeGuard
 
 from edgeconv.checkpoint.archive import DEFLATED, INFLATED_RATIO, Archive
-from edgeconv.checkpoint.elements import element_count, item_size, listed
+from edgeconv.checkpoint.elements import BOUNDS, is_held, item_size, listed
 from edgeconv.checkpoint.error import CheckpointError, damaged, naming, shown
-from edgeconv.checkpoint.mapping import Contents, Entry, TensorSpec, check_name
+from edgeconv.checkpoint.mapping import Contents, TensorSpec, check_name
 from edgeconv.checkpoint.pickled import Global, Object, load
 from edgeconv.checkpoint.views import Fetch, Storage, Tensor, Views
 
@@ -79,12 +79,9 @@ def contents(
 ) -> Contents:
     """Describe the tensors in the value of a pickle."""
     search = _Search(min(VISITS, VISITS_PER_BYTE * pickle_size))
-    search.visit(root, "", 0)
+    search.visit(root)
     views = Views(search.found.values(), fetch, deflated)
-    entries = {
-        name: Entry(tensor.spec, views.reader(tensor), tensor.remedy)
-        for name, tensor in search.found.items()
-    }
+    entries = {name: views.entry(tensor) for name, tensor in search.found.items()}
     return Contents(file_format, entries)
 
 
@@ -95,45 +92,101 @@ class _Search:
         self.found: dict[str, Tensor] = {}
         self.limit = self.visits_left = visits
         self.characters_left = NAMES_CHARACTERS
+        self.keys: list[str] = []
+        """The keys that lead to the value that is looked at."""
+        self.open: set[int] = set()
+        """The containers around it, by identity."""
+        self.barren: set[int] = set()
+        """Those beyond `DEPTH` that were looked into."""
 
-    def visit(self, value: object, name: str, depth: int) -> None:
+    def visit(self, value: object) -> None:
         """Add every tensor under its dotted name, in the order of the file."""
-        check_name(name)
-        self.characters_left -= len(name)
-        items = value.items if isinstance(value, Object) else ()
         if isinstance(value, Object) and isinstance(value.state, Object):
-            self.visits_left -= len(value.state.items)
+            self.count(len(value.state.items))
             if any(key == "_parameters" for key, _ in value.state.items):
                 spec = TensorSpec(f"a whole pickled module, {shown(value.kind)}", ())
                 value = Tensor(spec, remedy="save `model.state_dict()` instead of `model`")
         if isinstance(value, Tensor):
-            if name in self.found:
-                raise damaged("the names of tensors must differ", f"{shown(name)} twice")
-            self.found[name] = value
-        holding: dict[str, bool] = {}
-        for key, child in enumerate(value) if isinstance(value, (list, tuple)) else items:
-            self.visits_left -= 1
-            if (
-                depth == DEPTH
-                or min(self.visits_left, self.characters_left) < 0
-                or len(self.found) > TENSORS
-            ):
-                raise CheckpointError(
-                    f"containers must nest at most {DEPTH} deep and hold at most {self.limit} "
-                    f"values, {TENSORS} tensors and {NAMES_CHARACTERS} characters of names",
-                    "more",
-                    "save only the state dict",
-                )
-            # What lies under a key that is neither text nor a number has no name.
-            if isinstance(key, (str, int)):
-                label, holds = str(key), isinstance(child, (Tensor, Object, list, tuple))
-                # PyTorch keeps the last value of a key.
-                if label in holding and (holds or holding[label]):
-                    raise damaged("the keys of a dictionary must differ", f"{shown(label)} twice")
-                if items:
-                    holding[label] = holds
-                if holds:
-                    self.visit(child, f"{name}.{label}" if depth else label, depth + 1)
+            self.add(value)
+        elif len(self.keys) == DEPTH:
+            self.visit_deep(value)
+        elif id(value) not in self.open:  # one within itself holds nothing new
+            self.open.add(id(value))
+            holding: dict[str | bytes, bool] = {}
+            for key, child in _items(value):
+                self.count(1)
+                # What lies under a key that is neither text nor a number has no name.
+                if isinstance(key, (str, int)):
+                    holds = _may_hold(child)
+                    if isinstance(value, Object):
+                        # PyTorch keeps the last value of a key. The hash of a number could be one
+                        # that the file chose.
+                        same = key if isinstance(key, str) else b"%d" % key
+                        if same in holding and (holds or holding[same]):
+                            found = f"{shown(str(key))} twice"
+                            raise damaged("the keys of a dictionary must differ", found)
+                        holding[same] = holds
+                    if holds:
+                        self.keys.append(str(key))
+                        self.visit(child)
+                        self.keys.pop()
+            self.open.remove(id(value))
+
+    def visit_deep(self, value: object) -> None:
+        """Refuse a tensor that lies too deep; each container is looked into once."""
+        values = [value]
+        while values:
+            value = values.pop()
+            if isinstance(value, Tensor):
+                raise self.exceeded()
+            if id(value) not in self.barren:
+                self.barren.add(id(value))
+                for _, child in _items(value):
+                    self.count(1)
+                    if _may_hold(child):
+                        values.append(child)
+
+    def add(self, tensor: Tensor) -> None:
+        """Add a tensor under the keys that lead to it."""
+        self.characters_left -= sum(map(len, self.keys))
+        if self.characters_left < 0 or len(self.found) == TENSORS:
+            raise self.exceeded()
+        name = ".".join(self.keys)
+        check_name(name)
+        if name in self.found:
+            raise CheckpointError(
+                "the names of tensors must differ",
+                f"{shown(name)} twice",
+                "rename one of the two and save again",
+            )
+        self.found[name] = tensor
+
+    def count(self, visits: int) -> None:
+        """Count values that are looked at."""
+        self.visits_left -= visits
+        if self.visits_left < 0:
+            raise self.exceeded()
+
+    def exceeded(self) -> CheckpointError:
+        """Return the error for a file that the search would take too long in."""
+        return CheckpointError(
+            f"containers must nest at most {DEPTH} deep and hold at most {self.limit} "
+            f"values, {TENSORS} tensors and {NAMES_CHARACTERS} characters of names",
+            "more",
+            "save only the state dict",
+        )
+
+
+def _items(value: object) -> Iterable[tuple[object, object]]:
+    """Return the keys and values of a container."""
+    if isinstance(value, (list, tuple)):
+        return enumerate(value)
+    return value.items if isinstance(value, Object) else ()
+
+
+def _may_hold(value: object) -> bool:
+    """Tell whether a value is a tensor or could hold one."""
+    return isinstance(value, (Tensor, Object, list, tuple))
 
 
 class Storages:
@@ -243,7 +296,11 @@ def _tensor(
         raise damaged(expected, "something else")
     if len(size) != len(steps):
         raise damaged(f"a tensor of {len(size)} dimensions must have as many strides", "others")
-    element_count(size, "a tensor")
+    if not is_held(size):
+        return Tensor(
+            TensorSpec(f"oversized {dtype}", size),
+            remedy=f"save it with at most {BOUNDS}",
+        )
     spec = TensorSpec(dtype, size)
     if not item_size(dtype) or not item_size(storage.dtype):
         return Tensor(spec)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeconv.checkpoint.error import CheckpointError, naming, shown
-from edgeconv.checkpoint.mapping import Checkpoint, TensorSpec
+from edgeconv.checkpoint.mapping import Checkpoint, TensorSpec, reading
 
 __all__ = [
     "Convolution",
@@ -283,7 +283,7 @@ def _ambiguous(prefix: str) -> CheckpointError:
 
 def _naming(state: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Let errors name the file that the tensors come from."""
-    return naming(state.path, state.format) if isinstance(state, Checkpoint) else naming()
+    return reading(state.path, state.format) if isinstance(state, Checkpoint) else naming()
 
 
 def _kind(value: object) -> str:

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeconv.checkpoint.elements import decoded, item_size
-from edgeconv.checkpoint.mapping import UNLISTED, TensorSpec
+from edgeconv.checkpoint.mapping import UNLISTED, Entry, TensorSpec
 
 __all__ = ["Storage", "Tensor", "Views"]
 
-OVERLAP = 4  # bytes of tensors per byte of storage, beyond which views share one copy
+OVERLAP = 4  # bytes of tensors per byte of storage, beyond which views share copies of as many
 
 
 @dataclass(frozen=True)
@@ -68,24 +68,44 @@ class Views:
         self, tensors: Iterable[Tensor], fetch: Fetch, deflated: Container[str] = ()
     ) -> None:
         self.fetch = fetch
+        viewers: Counter[str] = Counter()
         demand: Counter[str] = Counter()
-        # These are read whole, and kept while in use: that bounds the memory where many views
-        # overlap, and the time where each view would inflate the storage again.
+        # These are read whole, once, and kept: that bounds the memory where many views overlap,
+        # and the time where each view would inflate the storage again.
         self.whole = set()
         for tensor in tensors:
             if tensor.storage:
                 start, stop = tensor.span
                 key = tensor.storage.key
+                viewers[key] += 1
                 demand[key] += (stop - start) * item_size(tensor.spec.dtype)
-                if key in deflated or demand[key] > OVERLAP * tensor.storage.size:
+                if (key in deflated and viewers[key] > 1) or (
+                    demand[key] > OVERLAP * tensor.storage.size
+                ):
                     self.whole.add(key)
+        self.copies: dict[str, dict[tuple[str, bool], int]] = {}
+        """The types and signs in which each of these is kept, and the bytes per byte of it."""
+        self.kept: dict[object, NDArray[Any]] = {}
         self.alive: weakref.WeakValueDictionary[object, NDArray[Any]]
         self.alive = weakref.WeakValueDictionary()
-        self.last: NDArray[Any] | None = None
 
-    def reader(self, tensor: Tensor) -> partial[NDArray[Any]] | None:
-        """Return what reads a tensor from the open file; None if it is not listed."""
-        return partial(self.read, tensor, tensor.storage) if tensor.storage else None
+    def entry(self, tensor: Tensor) -> Entry:
+        """Describe a tensor and how it is read, if it is listed."""
+        spec, storage = tensor.spec, tensor.storage
+        if storage is None:
+            return Entry(spec, None, tensor.remedy)
+        if storage.key in self.whole:
+            copies = self.copies.setdefault(storage.key, {})
+            widening = decoded(b"", spec.dtype).itemsize // item_size(spec.dtype)
+            copies[spec.dtype, tensor.negated] = widening
+            if sum(copies.values()) > OVERLAP:
+                del copies[spec.dtype, tensor.negated]
+                return Entry(
+                    spec._replace(dtype=f"reinterpreted {spec.dtype}"),
+                    None,
+                    "save a copy of it, such as its `clone()`",
+                )
+        return Entry(spec, partial(self.read, tensor, storage))
 
     def read(self, tensor: Tensor, storage: Storage, file: BinaryIO) -> NDArray[Any]:
         """Read one tensor, a view of `storage`."""
@@ -103,8 +123,8 @@ class Views:
             elements = decoded(raw, dtype, storage.byte_order)
             elements = -elements if tensor.negated else elements
             self.alive[key] = elements
-        if storage.key in self.whole:
-            self.last = elements
+            if storage.key in self.whole:
+                self.kept[key] = elements
         strides = tuple(step * elements.itemsize for step in tensor.strides)
         offset = (tensor.offset - start) * elements.itemsize
         return np.ndarray(tensor.spec.shape, elements.dtype, elements, offset, strides)

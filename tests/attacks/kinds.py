@@ -58,21 +58,21 @@ def a_plain_pickle(m):
     return pickle.dumps({"w": W.tolist(), "x": Mkdir(m)})
 
 
-@refused("a checkpoint must be a file, found a pipe; give the path of the file")
+@refused("the path must lead to a file, found a pipe; give the path of the file")
 def a_pipe():
     return os.mkfifo
 
 
-@refused("a checkpoint must be a file, found a directory")
+@refused("the path must lead to a file, found a directory")
 def a_directory():
     return os.mkdir
 
 
-@refused("a checkpoint must be a file, found a device")
+@refused("the path must lead to a file, found a device")
 def a_device():
     return lambda path: path.symlink_to("/dev/zero")
 
 
-@refused("a checkpoint must be a file, found a device")
+@refused("the path must lead to a file, found a device")
 def a_terminal():
     return lambda path: path.symlink_to("/dev/tty")

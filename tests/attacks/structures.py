@@ -21,12 +21,12 @@ def deflated(pickle):
     return zipped({**ONE, "archive/data.pkl": b"\x80\x02" + pickle + b"."}, deflated=True)
 
 
-@refused(ENDLESS)
+@loads()
 def a_list_in_itself():
     return beside(b"]q\xf0h\xf0a")
 
 
-@refused(ENDLESS)
+@loads()
 def a_dictionary_in_itself():
     return beside(b"}q\xf0K\x01h\xf0s")
 
@@ -36,19 +36,24 @@ def an_object_that_is_its_own_state():
     return beside(name("a.B") + b")\x81q\xf0h\xf0b")
 
 
-@refused(ENDLESS)
+@loads()
 def lists_nested_half_a_million_deep():
     return beside(b"]" * 500_000 + b"a" * 499_999)
 
 
-@refused(ENDLESS)
+@loads()
 def tuples_nested_a_million_deep():
     return beside(b")" + b"\x85" * 10**6)
 
 
-@refused(ENDLESS)
+@loads()
 def dictionaries_nested_a_quarter_million_deep():
     return beside(b"}" + b"K\x01}" * 250_000 + b"s" * 250_000)
+
+
+@refused(ENDLESS)
+def a_tensor_half_a_million_lists_deep():
+    return beside(b"]" * 500_000 + BODY + b"a" * 500_000)
 
 
 @loads()
@@ -306,7 +311,7 @@ def two_ways_to_one_name():
     return saved({"a": {"b": tensor(W)}, "a.b": tensor(W)})
 
 
-@refused("the keys of a dictionary must differ, found '1' twice")
+@refused("the names of tensors must differ, found '1' twice")
 def a_number_and_a_text_of_one_name():
     return saved({1: tensor(W), "1": tensor(W)})
 
