@@ -86,9 +86,10 @@ def check_arithmetic() -> None:
     A library that is built with ``-ffast-math`` does so when it is loaded, for all of a process.
     """
     smallest, one = SPECIAL[2], np.float32(1)
-    tie = np.float32(2.0**-24)  # halfway between 1 and the next number
+    # Halfway from 1 to the next number, and from there to the one after it.
+    tie, next_tie, even = (np.float32(n * 2.0**-24) for n in (1, 3, 4))
     with np.errstate(all="ignore"):
-        if smallest * one != 0 and one + tie == one and one + 3 * tie == one + 4 * tie:
+        if smallest * one != 0 and one + tie == one and one + next_tie == one + even:
             return
     raise FloatingPointError(
         "this process must round to nearest and keep subnormal numbers, got one that does not; "
