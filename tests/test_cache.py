@@ -394,6 +394,14 @@ for _ in range(2):
     assert (result.stdout, result.stderr) == (2 * text, "")
 
 
+def test_nor_is_it_used_in_this_process(monkeypatch):
+    monkeypatch.setattr("edgeconv.stream._IMPORTED", [])
+    DepthwiseConvolution(1, 1).stream()  # whose kernels are of the version that was imported
+    monkeypatch.delitem(sys.modules, "edgeconv.kernels")
+    with pytest.raises(RuntimeError, match="edgeconv was replaced after this process began"):
+        DepthwiseConvolution(1, 1).stream()
+
+
 def test_numba_told_not_to_compile(tmp_path):
     program = "from edgeconv import DepthwiseConvolution; DepthwiseConvolution(1, 1).stream()"
     command = [sys.executable, "-c", program]
