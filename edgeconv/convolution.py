@@ -144,7 +144,7 @@ class DepthwiseConvolution:
         conv = cls.__new__(cls)
         origin, source = "", None
         if isinstance(state, Checkpoint):
-            source = os.path.abspath(state.path)  # noqa: PTH100 - a text, and links stay
+            source = state._absolute
             origin = f"from {state.path}, prefix {prefix!r}"
             stated = converted.causality(state).get(prefix, causal)
             if stated != causal:
