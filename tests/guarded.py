@@ -57,19 +57,19 @@ class Guarded:
 
     def numpy(self, kind):
         """Return a NumPy whose new arrays are placed."""
-        empty = lambda *arguments: self.place(np.empty(*arguments), kind)  # noqa: E731
+        empty = lambda *arguments: self.place(np.empty(*arguments), kind)  # noqa: E731 - a word for a line
         return SimpleNamespace(**vars(np) | {"empty": empty})
 
     def patched(self, kind):
         """Have the library's own arrays placed."""
-        owned = lambda *shape: self.place(np.zeros(shape, np.float32), kind)  # noqa: E731
+        owned = lambda *shape: self.place(np.zeros(shape, np.float32), kind)  # noqa: E731 - a word for a line
         return mock.patch.object(layout, "_zeros", owned)
 
     def outputs(self, conv, rng):
         """Yield what a module gives in every way: `expected` does the same without guards."""
         C, K = conv.channels, conv.kernel_size
-        frames = lambda *shape: self.place(rng.standard_normal(shape, np.float32), "x")  # noqa: E731
-        blank = lambda *shape: self.place(np.zeros(shape, np.float32), "out")  # noqa: E731
+        frames = lambda *shape: self.place(rng.standard_normal(shape, np.float32), "x")  # noqa: E731 - a word for a line
+        blank = lambda *shape: self.place(np.zeros(shape, np.float32), "out")  # noqa: E731 - a word for a line
         with self.patched("taps"):
             conv._taps  # noqa: B018 - packs them
         with self.patched("state"):
@@ -112,7 +112,7 @@ def main(edge, short_kind=None):
     guarded = Guarded(edge, short_kind)
     check_lengths = stream.check_lengths
     for causal, K, C in itertools.product((True, False), KERNEL_SIZES, sorted(CHANNELS)):
-        make = lambda: DepthwiseConvolution(C // 2, K, causal=causal, rng=0)  # noqa: B023, E731
+        make = lambda: DepthwiseConvolution(C // 2, K, causal=causal, rng=0)  # noqa: B023, E731 - a word for a line
         expected = list(Unguarded(edge).outputs(make(), np.random.default_rng(0)))
         with (
             mock.patch.object(stream, "np", guarded.numpy("out")),
