@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,30 +100,61 @@ def check_out(
         raise ValueError(
             f"`out` must be C-contiguous, aligned and writable, got one that is {lacks[0]}"
         )
-    if np.shares_memory(out, x) or _share_a_file(out, x):
+    if np.shares_memory(out, x) or _are_maps_of_the_same(out, x):
         raise ValueError(f"`out` must not overlap `{name}`, got two arrays that share memory")
 
 
-def _share_a_file(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    """Tell whether two arrays are maps of the same bytes of a file, at whatever addresses."""
-    (file, start, end), (other_file, other_start, other_end) = _mapped(a), _mapped(b)
-    if not (start < other_end and other_start < end):
+def owns_memory(array: NDArray[Any]) -> bool:
+    """Tell whether an array's memory is NumPy's own, so that no other address leads to it."""
+    base = array.base
+    return base is None or (type(base) is np.ndarray and base.base is None)
+
+
+def _are_maps_of_the_same(out: NDArray[Any], x: NDArray[Any]) -> bool:
+    """Tell whether two arrays are maps of the same bytes, at different addresses.
+
+    Of a file or of shared memory: Linux has an inode for either.
+    """
+    if owns_memory(out) or owns_memory(x) or x.size == 0 or out.size == 0:
         return False
-    with contextlib.suppress(OSError):  # one has been removed
-        return Path(file).samefile(other_file)
-    return False
+    try:
+        table = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return False
+    others = list(_maps(table, x))
+    return any(
+        mine.inode == other.inode and mine.start < other.end and other.start < mine.end
+        for mine in _maps(table, out)
+        for other in others
+        # What is private to `out` changes nowhere else. Of one map NumPy knows better.
+        if mine.shared and mine.origin != other.origin
+    )
 
 
-def _mapped(array: NDArray[Any]) -> tuple[str, int, int]:
-    """Return the file that an array is a map of, and from where to where; no bytes for others."""
-    root: Any = array
-    while isinstance(root.base, np.ndarray):
-        root = root.base
-    if not isinstance(root, np.memmap) or root.filename is None or array.size == 0:
-        return "", 0, 0
+class _Map(NamedTuple):
+    """A part of an array that is a map: from which byte to which of what."""
+
+    inode: tuple[str, str]
+    start: int
+    end: int
+    origin: int
+    """The address at which byte 0 would be."""
+    shared: bool
+
+
+def _maps(table: list[str], array: NDArray[Any]) -> Iterator[_Map]:
+    """Find the maps that an array lies in, in the kernel's table of a process."""
     reach = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
-    start = root.offset + array.ctypes.data - root.ctypes.data + sum(min(0, r) for r in reach)
-    return str(root.filename), start, start + sum(map(abs, reach)) + array.itemsize
+    first = array.ctypes.data + sum(min(0, r) for r in reach)
+    last = first + sum(map(abs, reach)) + array.itemsize
+    for line in table:
+        low, high = (int(address, 16) for address in line[: line.index(" ")].split("-"))
+        if low < last and first < high:
+            _, permissions, offset, device, inode, *_ = line.split(maxsplit=5)
+            if inode != "0":
+                origin = low - int(offset, 16)
+                start, end = max(first, low) - origin, min(last, high) - origin
+                yield _Map((device, inode), start, end, origin, permissions[3] == "s")
 
 
 def check_lengths(lengths: object, batch_size: int | None, n_frames: int) -> NDArray[np.int64]:

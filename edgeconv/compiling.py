@@ -14,13 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba
 from numba import float32, int64, types
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from edgeconv import vectors
-from edgeconv.files import replacing
+from edgeconv.files import ignoring_faults, is_fault, replacing
 
 
 def _jit(function: Any, **options: Any) -> Any:
@@ -47,7 +48,8 @@ class _Cache:
     does not load from a directory that it cannot write to, such as one in a read-only image.
 
     Here a name says what the code was made from, and for. The file begins with the SHA-256 of name
-    and content, and none of it is used before that fits. Whatever fails is no more than a warning.
+    and content, and none of it is used before that fits. A file that is damaged, or that cannot be
+    written, is no more than a warning.
     """
 
     def __init__(self, function: Any) -> None:
@@ -62,32 +64,32 @@ class _Cache:
         context.refresh()
         name = self._name(signature, context.codegen())
         for directory in _directories():
-            try:
+            content = None
+            with ignoring_faults():
                 content = (directory / name).read_bytes()
-            except OSError:
+            if content is None:
                 continue
-            try:
-                if content[:32] != _digest(name, content[32:]):
-                    raise ValueError(f"{directory / name} is damaged")
-                loaded = CompileResult._rebuild(context, *pickle.loads(content[32:]))
-            except Exception as error:
-                _warn_of_the_cache(error)
+            if content[:32] != _digest(name, content[32:]):
+                _warn_of_the_cache(f"{directory / name} is damaged")
                 continue
             self.cache_path = str(directory)
-            return loaded
+            return CompileResult._rebuild(context, *pickle.loads(content[32:]))
         return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
-        try:
-            name = self._name(signature, result.codegen)
-            content = dumps(result._reduce())
-            self.cache_path = _write_somewhere(name, _digest(name, content) + content)
-        except Exception as error:
-            _warn_of_the_cache(error)
+        name = self._name(signature, result.codegen)
+        content = dumps(result._reduce())
+        for directory in _directories():
+            fault = _write(directory / name, _digest(name, content) + content)
+            if fault is None:
+                self.cache_path = str(directory)
+                return
+        _warn_of_the_cache(fault)
 
     def _name(self, signature: Any, codegen: Any) -> str:
         python = sysconfig.get_config_var("SOABI")
-        key = signature, codegen.magic_tuple(), numba.__version__, python, self._sources
+        versions = numba.__version__, llvmlite.__version__, python
+        key = signature, codegen.magic_tuple(), versions, self._sources
         return f"edgeconv.{self._function}.{hashlib.sha256(repr(key).encode()).hexdigest()}.nbc"
 
 
@@ -100,35 +102,33 @@ def _directories() -> list[Path]:
     return [directory for directory in directories if directory.is_absolute()]
 
 
-def _write_somewhere(name: str, content: bytes) -> str:
-    """Write a file to the first directory that takes it; return the directory."""
-    for directory in _directories():
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            with replacing(directory / name) as file:
-                file.write(content)
-        except OSError as error:
-            obstacle = error
-            continue
-        return str(directory)
-    raise obstacle
+def _write(path: Path, content: bytes) -> OSError | None:
+    """Write a file; return what is in the way."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        if not is_fault(error):
+            raise
+        return error
+    return None
 
 
 def _digest(name: str, content: bytes) -> bytes:
     return hashlib.sha256(name.encode() + content).digest()
 
 
-_warnings: list[Exception] = []
+_warnings: list[object] = []
 
 
-def _warn_of_the_cache(error: Exception) -> None:
+def _warn_of_the_cache(fault: object) -> None:
     """Warn once in a process."""
     if not _warnings:
-        _warnings.append(error)
+        _warnings.append(fault)
         warnings.warn(
-            "edgeconv compiles what its cache cannot give or keep "
-            f"({type(error).__name__}: {error}); if this comes again, set NUMBA_CACHE_DIR to a "
-            "directory that can be written to",
+            f"edgeconv compiles what its cache cannot give or keep ({fault}); if this comes again, "
+            "set NUMBA_CACHE_DIR to a directory that can be written to",
             RuntimeWarning,
             stacklevel=3,
         )

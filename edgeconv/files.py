@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["as_text", "package_stamp", "replacing"]
+__all__ = ["as_text", "ignoring_faults", "is_fault", "package_stamp", "replacing"]
 
 
 def as_text(name: str, path: object) -> str:
@@ -28,6 +28,21 @@ def package_stamp() -> list[tuple[str, int, int]]:
     """Return what changes when another version of this package takes its place."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def is_fault(error: OSError) -> bool:
+    """Tell what the system reports from what a signal handler raises, `TimeoutError()` say."""
+    return error.errno is not None
+
+
+@contextlib.contextmanager
+def ignoring_faults() -> Iterator[None]:
+    """Leave the block where the system reports that something cannot be done."""
+    try:
+        yield
+    except OSError as error:
+        if not is_fault(error):
+            raise
 
 
 @contextlib.contextmanager
@@ -72,7 +87,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException as error:
-        with contextlib.suppress(OSError):
+        with ignoring_faults():
             temporary.unlink()
         # A failed write does not say where, and the user never chose the temporary name.
         if isinstance(error, OSError) and error.filename in (None, os.fspath(temporary)):
@@ -97,7 +112,7 @@ def _permissions(target: Path, path: str | os.PathLike[str]) -> int | None:
 def _sync_directory(directory: Path) -> None:
     """Make the new name durable, on file systems that can and where we may."""
     # The file is complete and in place: that this cannot be done is no error.
-    with contextlib.suppress(OSError):
+    with ignoring_faults():
         descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)

@@ -22,6 +22,7 @@ from edgeconv.arrays import (
     float_array,
     is_array,
     is_integer,
+    owns_memory,
 )
 from edgeconv.files import package_stamp
 from edgeconv.state import StreamState
@@ -48,8 +49,9 @@ class Stream:
     frames is one run of memory, and no frame costs more because the ring wraps. Ring and counters
     change in one call into compiled code or not at all, whatever signal handlers raise.
 
-    An `out` that overlaps the input is an error. Two maps of one file overlap unseen, unless both
-    are passed as `np.memmap` objects.
+    An `out` that overlaps the input is an error, even as another map of the same file or shared
+    memory. To notice that, a call looks up what is mapped where, which takes about a millisecond,
+    if the memory of both is not NumPy's own.
     """
 
     def __init__(self, conv: DepthwiseConvolution, batch_size: int | None) -> None:
@@ -130,6 +132,7 @@ class Stream:
             and y.dtype is FLOAT32
             and frame.ndim == y.ndim == self._dimensions
             and y.flags.writeable
+            and (y.base is None or owns_memory(y) or owns_memory(frame))
         ):
             taps, memory, channels, latency = self._state
             n_outputs = self._step(frame, y, taps, memory, channels, latency)
@@ -222,6 +225,7 @@ class Stream:
             and y.dtype is FLOAT32
             and chunk.ndim == y.ndim == self._dimensions + 1
             and y.flags.writeable
+            and (y.base is None or owns_memory(y) or owns_memory(chunk))
         )
 
     def flush(self, rows: int | Sequence[int] | None = None) -> NDArray[np.float32]:

@@ -1,6 +1,8 @@
 """Arrays of the caller: reused, kept, overlapping. No effect on the outputs, or the error."""
 
-import tempfile
+import mmap
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,26 +60,82 @@ def test_an_output_over_the_input_is_refused_and_one_beside_it_is_right(conv, sh
     assert outcomes == {True, False}
 
 
-@pytest.mark.parametrize("backwards", [False, True])
-def test_two_maps_of_one_file_overlap_where_they_hold_the_same_bytes(conv, tmp_path, backwards):
+def mapped(path, flags=mmap.MAP_SHARED):
+    """Map a file; return its floats."""
+    with path.open("r+b") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, flags), np.float32)
+
+
+MAPS = {
+    "memmap": lambda path: np.memmap(path, np.float32, "r+"),
+    "a memmap as an array": lambda path: np.asarray(np.memmap(path, np.float32, "r+")),
+    "mmap": mapped,
+    "another type": lambda path: mapped(path).view(np.int32).view(np.float32),
+}
+
+
+@pytest.mark.parametrize("order", [1, -1, 2])
+@pytest.mark.parametrize("kinds", [*zip(MAPS, MAPS, strict=True), ("memmap", "mmap")])
+def test_two_maps_of_one_file_overlap_where_they_hold_the_same_bytes(conv, tmp_path, kinds, order):
     content = noise(50, C)
     path, link = tmp_path / "content", tmp_path / "link"
     link.symlink_to(path)
-    for start in (0, 5, 9, 10, 11, 15, 19, 20, 21, 40):
-        content.tofile(path)
-        x = np.memmap(path, np.float32, "r", shape=(50, C))[start : start + 10]
-        x = x[::-1] if backwards else x
-        out = np.memmap(link, np.float32, "r+", offset=10 * C * 4, shape=(10, C))
-        stream = conv.stream()
-        if 0 < start < 20:
-            with pytest.raises(ValueError, match="`out` must not overlap `chunk`, got two"):
-                stream.process(x, out=out)
-            assert stream.frames_in == 0
-            assert path.read_bytes() == content.tobytes()
-        else:
-            expected = conv(np.array(x)[None])[0][0]
-            assert stream.process(x, out=out) is out
-            assert same_bits(np.array(out), expected)
+    content.tofile(path)
+    x = MAPS[kinds[0]](path).reshape(50, C)
+    out = MAPS[kinds[1]](link).reshape(50, C)[10:20]
+    for start in (0, 1, 5, 9, 10, 11, 15, 19, 20, 21, 30):
+        place = np.arange(start, start + 10)[::order]
+        frames, target = x[start : start + 10][::order], out[: len(place)]
+        pairs = [(frames, target), (frames[0], target[0])]
+        overlaps = [place.min() < 10 + len(place) and place.max() >= 10, place[0] == 10]
+        for (a, b), is_over in zip(pairs, overlaps, strict=True):
+            x[:] = content
+            expected = conv(np.array(a).reshape(1, -1, C))[0].reshape(a.shape)
+            stream = conv.stream()
+            call = stream.process if a.ndim == 2 else stream.step
+            if is_over:
+                with pytest.raises(ValueError, match="`out` must not overlap `"):
+                    call(a, out=b)
+                assert stream.frames_in == 0
+                assert path.read_bytes() == content.tobytes()
+            else:
+                assert call(a, out=b) is b
+                assert same_bits(np.array(b), expected)
+
+
+def test_shared_memory_that_is_attached_twice(conv):
+    content = noise(T, C)
+    mine = SharedMemory(create=True, size=4 * content.nbytes)
+    other = SharedMemory(mine.name)
+    try:
+        x = np.ndarray((T, C), np.float32, mine.buf)
+        x[:] = content
+        with pytest.raises(ValueError, match="`out` must not overlap"):
+            conv.stream().process(x, out=np.ndarray((T, C), np.float32, other.buf, 4 * C))
+        beside = np.ndarray((T, C), np.float32, other.buf, content.nbytes)
+        assert conv.stream().process(x, out=beside) is beside
+        assert same_bits(beside, conv(content[None])[0][0])
+    finally:
+        del x, beside
+        mine.close()
+        other.close()
+        mine.unlink()
+
+
+def test_a_private_map_shares_nothing(conv, tmp_path):
+    noise(T, C).tofile(tmp_path / "x")
+    x = mapped(tmp_path / "x").reshape(T, C)
+    out = mapped(tmp_path / "x", mmap.MAP_PRIVATE).reshape(T, C)
+    assert same_bits(conv.stream().process(x, out=out), conv(x[None])[0][0])
+    assert same_bits(np.array(x), noise(T, C))
+
+
+def test_one_map_is_known_by_its_addresses(conv, tmp_path):
+    noise(4 * T, C).tofile(tmp_path / "x")
+    memory = mapped(tmp_path / "x").reshape(4 * T, C)
+    x, out = memory[:: 3 * T], memory[T : T + 2]  # which lies between the two frames
+    expected = conv(np.array(x)[None])[0][0]
+    assert same_bits(conv.stream().process(x, out=out), expected)
 
 
 def test_maps_of_other_files_do_not_overlap(conv, tmp_path):
@@ -87,10 +145,17 @@ def test_maps_of_other_files_do_not_overlap(conv, tmp_path):
     assert conv.stream().process(x, out=out) is out
     path.unlink()
     assert conv.stream().process(x, out=out) is out
-    with tempfile.TemporaryFile() as file:
-        file.truncate(x.nbytes)
-        nameless = np.memmap(file, np.float32, shape=(10, C))
-        assert conv.stream().process(nameless, out=out) is out
+
+
+def test_where_the_kernel_has_no_table_of_maps(conv, tmp_path, monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    out = np.memmap(tmp_path / "out", np.float32, "w+", shape=(2 * T, C))
+    assert conv.stream().process(out[:T], out=out[T:]) is not None
+    with pytest.raises(ValueError, match="`out` must not overlap"):
+        conv.stream().process(out[:T], out=out[:T])
 
 
 def test_what_is_passed_can_be_reused_after_the_call(conv):

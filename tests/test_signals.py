@@ -4,20 +4,16 @@ import contextlib
 import gc
 import os
 import signal
-import sys
 from time import perf_counter
 
 import numpy as np
 import pytest
+from interrupting import TickError, interrupted_at
 from reference import same_bits
 
 from edgeconv import DepthwiseConvolution
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-class TickError(Exception):
-    """What the handler raises."""
 
 
 HERE = globals()
@@ -121,35 +117,6 @@ CALLS = {
     "restore": lambda stream, x, state: stream.restore(state),
     "cache": lambda stream, x, state: setattr(stream, "cache", x[..., :6, :].swapaxes(1, 2)),
 }
-
-
-def interrupted_at(number, call):
-    """Call, but raise before the library's bytecode of that number; return whether there was one.
-
-    A handler runs between two bytecodes: these are all places at which it can raise.
-    """
-    left = number
-
-    def count(frame, kind, _):
-        nonlocal left
-        frame.f_trace_opcodes = frame.f_globals["__name__"].startswith("edgeconv.")
-        if kind == "opcode":
-            left -= 1
-            if left == 0:
-                raise TickError
-        return count
-
-    tracer = sys.gettrace()  # that of coverage, it may be
-    gc.disable()  # nothing that its callbacks raise comes out
-    sys.settrace(count)
-    try:
-        call()
-    except TickError:
-        return True
-    finally:
-        sys.settrace(tracer)
-        gc.enable()
-    return False
 
 
 @pytest.mark.parametrize("causal", [True, False])
