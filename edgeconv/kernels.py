@@ -38,7 +38,9 @@ from edgeconv.vectors import (
     address_of,
     copy_bytes,
     copy_float,
+    copy_lanes,
     exchange,
+    store_lanes_twice,
     store_twice,
     tile_1_frame,
     tile_4_frames,
@@ -84,9 +86,7 @@ def _pack(x, row, mirror, stride, channels, first_block, last_block):
         if channels >= LANES:
             store_twice(x + 4 * (channels - LANES), row + block * stride, mirror)
         else:
-            for channel in range(channels):  # the other lanes are of no use, and stay zero
-                for target in (row, row + mirror):
-                    copy_float(x + 4 * channel, target + 4 * channel)
+            store_lanes_twice(x, row + block * stride, mirror, channels)
 
 
 @compiled
@@ -108,15 +108,15 @@ def _outputs(y, frame, n, taps, rows, K):
 
 
 @compiled
-def _narrow_outputs(y, n, taps, rows, channels, begun, K):
-    """Do as `_outputs` does for fewer channels than a vector has."""
-    for start in range(0, n, AHEAD):
-        count = min(AHEAD, n - start)
-        _outputs(begun, VECTOR, count, taps, rows + start * VECTOR, K)
-        for i in range(count):
-            for channel in range(channels):
-                out = y + 4 * ((start + i) * channels + channel)
-                copy_float(begun + i * VECTOR + 4 * channel, out)
+def _narrow_outputs(y, n, later, taps, rows, channels, begun, K):
+    """Do as `_outputs` does for fewer channels than a vector has; `later` frames will follow."""
+    # Whole vectors, as long as they end within the output: each frame replaces what the one before
+    # wrote beyond its own channels. The rest, at most 7 frames of 2 channels, makes a detour.
+    whole = min(n, max(0, n + later - (LANES - 1) // channels))
+    _outputs(y, 4 * channels, whole, taps, rows, K)
+    _outputs(begun, VECTOR, n - whole, taps, rows + whole * VECTOR, K)
+    for i in range(n - whole):
+        copy_lanes(begun + i * VECTOR, y + 4 * (whole + i) * channels, channels)
 
 
 @compiled
@@ -153,7 +153,9 @@ def _convolve(
             if channels >= LANES:
                 _outputs(out, 4 * channels, last - first, tap, rows, K)
             else:
-                _narrow_outputs(out, last - first, tap, rows, channels, zeros + VECTOR, K)
+                _narrow_outputs(
+                    out, last - first, total - last, tap, rows, channels, zeros + VECTOR, K
+                )
         done = last
 
 

@@ -32,6 +32,23 @@ def _pointer(builder, address):
     return builder.inttoptr(address, _VECTOR.as_pointer())
 
 
+def _first(builder, n):
+    """Emit the mask of the first `n` lanes, and the alignment that masked operations ask for."""
+    kind = ir.VectorType(n.type, LANES)
+    everywhere = builder.insert_element(ir.Constant(kind, ir.Undefined), n, ir.IntType(32)(0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    everywhere = builder.shuffle_vector(everywhere, everywhere, zeros)
+    lanes = ir.Constant(kind, list(range(LANES)))
+    return ir.IntType(32)(4), builder.icmp_unsigned("<", lanes, everywhere)
+
+
+def _call(builder, name, result, *arguments):
+    """Emit a call of one of LLVM's intrinsic functions for vectors."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    name = f"llvm.{name}.v{LANES}f32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
 def _make_tile(n_frames, group, look_ahead=False):
     """Make the sum over `n_taps` taps of `n_frames` outputs of one block.
 
@@ -48,9 +65,6 @@ def _make_tile(n_frames, group, look_ahead=False):
     def tile(typing, y, y_stride, start, taps, rows, n_taps):
         def emit(context, builder, signature, args):
             y, y_stride, start, taps, rows, n_taps = args
-            fma = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32"
-            )
             number = functools.partial(ir.Constant, ir.IntType(64))
 
             def vector(address, index):
@@ -64,7 +78,8 @@ def _make_tile(n_frames, group, look_ahead=False):
                     for k in range(n_taps):
                         if 0 <= i - k < n_frames:
                             total = builder.load(totals[i - k], typ=_VECTOR)
-                            builder.store(builder.call(fma, [tap[k], row, total]), totals[i - k])
+                            total = _call(builder, "fma", _VECTOR, tap[k], row, total)
+                            builder.store(total, totals[i - k])
 
             beginning = vector(start, number(0))
             totals = [cgutils.alloca_once_value(builder, beginning) for _ in range(n_frames)]
@@ -107,6 +122,36 @@ def store_twice(typing, source, target, distance):
         return context.get_dummy_value()
 
     return types.void(int64, int64, int64), emit
+
+
+@intrinsic
+def store_lanes_twice(typing, source, target, distance, n):
+    """Do as `store_twice` does with the first `n` numbers, and zeros instead of the others."""
+
+    def emit(context, builder, signature, args):
+        source, target, distance, n = args
+        others = ir.Constant(_VECTOR, [0.0] * LANES)
+        place = _pointer(builder, source), *_first(builder, n)
+        vector = _call(builder, "masked.load", _VECTOR, *place, others)
+        for address in (target, builder.add(target, distance)):
+            builder.store(vector, _pointer(builder, address), align=VECTOR)
+        return context.get_dummy_value()
+
+    return types.void(*[int64] * 4), emit
+
+
+@intrinsic
+def copy_lanes(typing, source, target, n):
+    """Copy the first `n` numbers of a vector; the others are not written to."""
+
+    def emit(context, builder, signature, args):
+        source, target, n = args
+        vector = builder.load(_pointer(builder, source), align=VECTOR, typ=_VECTOR)
+        place = _pointer(builder, target), *_first(builder, n)
+        _call(builder, "masked.store", ir.VoidType(), vector, *place)
+        return context.get_dummy_value()
+
+    return types.void(*[int64] * 3), emit
 
 
 @intrinsic
