@@ -132,7 +132,11 @@ class Stream:
             and y.dtype is FLOAT32
             and frame.ndim == y.ndim == self._dimensions
             and y.flags.writeable
-            and (y.base is None or owns_memory(y) or owns_memory(frame))
+            and (
+                (base := y.base) is None
+                or (type(base) is ndarray and base.base is None)
+                or owns_memory(frame)
+            )
         ):
             taps, memory, channels, latency = self._state
             n_outputs = self._step(frame, y, taps, memory, channels, latency)
