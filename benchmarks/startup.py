@@ -93,6 +93,7 @@ def start(program, directory, cache):
     root = Path(__file__).resolve().parent.parent
     paths = [str(root), str(directory), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join(paths)}
+    environment["PYTHONDONTWRITEBYTECODE"] = ""  # installed packages have their bytecode
     begin = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-c", text],

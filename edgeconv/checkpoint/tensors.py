@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeconv.arrays import is_array
 from edgeconv.checkpoint.error import CheckpointError, naming, shown
 from edgeconv.checkpoint.mapping import Checkpoint, TensorSpec, reading
 
@@ -250,7 +251,7 @@ def _as_array(value: Any, key: str) -> NDArray[Any]:
             f"a {_kind(value)} of {value.dtype} ({str(error).splitlines()[0]})",
             "pass `tensor.detach().cpu().float()`",
         ) from error
-    if array.dtype == object or isinstance(value, np.ma.MaskedArray):
+    if array.dtype == object or (isinstance(value, np.ndarray) and not is_array(value)):
         raise TypeError(f"`state[{key!r}]` must be an array or a CPU tensor, got {_kind(value)}")
     return array
 
