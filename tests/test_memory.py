@@ -37,7 +37,7 @@ def test_kernels_touch_nothing_but_their_arrays(edge):
 @pytest.mark.parametrize("kind", ["x", "out", "state"])
 @pytest.mark.parametrize("edge", ["after", "before"])
 def test_an_array_that_is_too_short_is_noticed(edge, kind):
-    assert on_guarded_arrays(edge, kind) == (-signal.SIGSEGV, "")
+    assert on_guarded_arrays(edge, kind)[0] == -signal.SIGSEGV
 
 
 def resident():
