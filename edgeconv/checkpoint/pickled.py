@@ -17,7 +17,7 @@ from edgeconv.checkpoint.error import CheckpointError, damaged
 
 __all__ = ["Global", "Object", "load"]
 
-OPCODES = 2**20  # a large training checkpoint takes some 100,000; each may cost 128 bytes
+OPCODES = 2**20  # a large training checkpoint takes some 100,000; each may cost 256 bytes
 NAME_CHARACTERS = 2**7  # of a module or a class
 LINE_BYTES = 2**10  # with such a name
 
@@ -132,8 +132,7 @@ class _Machine:
             push(self.take(self.number(_BYTES[opcode])))
         elif opcode in _LONGS:
             digits = self.take(self.number(_LONGS[opcode]))
-            # A number beyond that is never a size, and slow to print.
-            push(int.from_bytes(digits, "little", signed=True) if len(digits) < 256 else None)
+            push(_short(int.from_bytes(digits, "little", signed=True)))
         elif opcode in _GETS:
             push(self.memo[self.number(_GETS[opcode])])
         elif opcode in _PUTS:
@@ -177,7 +176,7 @@ class _Machine:
         """Return the next line."""
         raw = self.file.readline(min(self.left, LINE_BYTES))
         if not raw.endswith(b"\n"):
-            raise damaged("the pickle must name classes by short texts", "a long one, or its end")
+            raise damaged("the pickle must have short lines", "a long one, or its end")
         self.left -= len(raw)
         return self.text(raw[:-1])
 
@@ -233,11 +232,26 @@ class _Machine:
         target.items.extend(zip(values[::2], values[1::2], strict=True))
 
     def set_state(self) -> None:
-        """Remember an object's attributes; other values have none that matter."""
+        """Remember an object's attributes. A tensor's would be another storage and shape."""
         state = self.stack.pop()
         target = self.stack[-1]
-        if isinstance(target, Object):
-            target.state = state
+        if not isinstance(target, Object):
+            raise damaged("the pickle must set the attributes of objects", type(target).__name__)
+        target.state = state
+
+    def integer(self) -> None:
+        """Push a number of Python 2 that 32 bits do not hold, or a Boolean."""
+        line = self.line()
+        if not line.removeprefix("-").isascii() or not line.removeprefix("-").isdecimal():
+            raise damaged("the pickle must have digits in its numbers", "others")
+        booleans = {"00": False, "01": True}
+        self.stack.append(booleans[line] if line in booleans else _short(int(line)))
+
+    def instance(self) -> None:
+        """Push an instance of an old-style class of Python 2."""
+        group = self.group()
+        self.stack.extend((group[0], tuple(group[1:])))
+        self.call(1)
 
     def popped(self, count: int) -> list[Value]:
         """Take values from the stack, the last one last."""
@@ -246,6 +260,11 @@ class _Machine:
         values = self.stack[-count:]
         del self.stack[-count:]
         return values
+
+
+def _short(number: int) -> int | None:
+    """Return a number, or None for one that is never a size, and slow to print."""
+    return number if number.bit_length() < 2**11 else None
 
 
 # The remaining opcodes, by the names that Python's `pickletools` documents them under.
@@ -268,6 +287,8 @@ _OPERATIONS: dict[bytes, Callable[[_Machine], object]] = {
     b"\x94": lambda m: m.memo.__setitem__(len(m.memo), m.stack[-1]),  # MEMOIZE
     b"c": lambda m: m.named(m.line(), m.line()),  # GLOBAL
     b"\x93": lambda m: m.named(*m.popped(2)),  # STACK_GLOBAL
+    b"I": _Machine.integer,  # INT
+    b"o": _Machine.instance,  # OBJ
     b"R": lambda m: m.call(1),  # REDUCE
     b"\x81": lambda m: m.call(1),  # NEWOBJ
     b"\x92": lambda m: m.call(2),  # NEWOBJ_EX

@@ -10,7 +10,7 @@ from typing import BinaryIO, TypeGuard
 from edgeconv.checkpoint.archive import DEFLATED, INFLATED_RATIO, Archive
 from edgeconv.checkpoint.elements import BOUNDS, is_held, item_size, listed
 from edgeconv.checkpoint.error import CheckpointError, damaged, naming, shown
-from edgeconv.checkpoint.mapping import Contents, TensorSpec, check_name
+from edgeconv.checkpoint.mapping import NAME_CHARACTERS, Contents, TensorSpec, check_name
 from edgeconv.checkpoint.pickled import Global, Object, load
 from edgeconv.checkpoint.views import Fetch, Storage, Tensor, Views
 
@@ -24,6 +24,7 @@ DEPTH = 64  # of containers within containers
 VISITS = 2**21  # values looked at in search of tensors
 VISITS_PER_BYTE = 16  # of the pickle: a container that is put into others is looked at in each
 TENSORS = 2**18
+DIMENSIONS = 2**6  # of a tensor in a pickle, as many as PyTorch has
 NAMES_CHARACTERS = 2**24  # of all containers and tensors
 
 _STORAGES = {"BFloat16": "bfloat16", "Half": "float16", "Float": "float32", "Double": "float64"}
@@ -115,21 +116,21 @@ class _Search:
             holding: dict[str | bytes, bool] = {}
             for key, child in _items(value):
                 self.count(1)
-                # What lies under a key that is neither text nor a number has no name.
-                if isinstance(key, (str, int)):
-                    holds = _may_hold(child)
-                    if isinstance(value, Object):
-                        # PyTorch keeps the last value of a key. The hash of a number could be one
-                        # that the file chose.
-                        same = key if isinstance(key, str) else b"%d" % key
+                holds = _may_hold(child)
+                if isinstance(value, Object):
+                    # PyTorch keeps the last value of a key. The hash of a number could be one that
+                    # the file chose.
+                    same = _compared(key)
+                    if same is not None:
                         if same in holding and (holds or holding[same]):
                             found = f"{shown(str(key))} twice"
                             raise damaged("the keys of a dictionary must differ", found)
                         holding[same] = holds
-                    if holds:
-                        self.keys.append(str(key))
-                        self.visit(child)
-                        self.keys.pop()
+                # What lies under a key that is neither text nor a whole number has no name.
+                if holds and isinstance(key, (str, int)):
+                    self.keys.append(str(key))
+                    self.visit(child)
+                    self.keys.pop()
             self.open.remove(id(value))
 
     def visit_deep(self, value: object) -> None:
@@ -184,6 +185,15 @@ def _items(value: object) -> Iterable[tuple[object, object]]:
     return value.items if isinstance(value, Object) else ()
 
 
+def _compared(key: object) -> str | bytes | None:
+    """Return what is the same for equal keys, or None for a key that names no tensor."""
+    if isinstance(key, float) and key.is_integer():
+        key = int(key)
+    if isinstance(key, int):
+        return b"%d" % key
+    return key if isinstance(key, str) and len(key) <= NAME_CHARACTERS else None
+
+
 def _may_hold(value: object) -> bool:
     """Tell whether a value is a tensor or could hold one."""
     return isinstance(value, (Tensor, Object, list, tuple))
@@ -205,7 +215,9 @@ class Storages:
     def described(self, description: object) -> Storage:
         """Turn the description of a storage in the pickle into one."""
         match description:
-            case tuple(("storage", Global(name), str(key), str(), count)) if is_size(count):
+            case tuple(("storage", Global(name), str(key), str(), count)) if (
+                is_size(count) and len(key) <= NAME_CHARACTERS
+            ):
                 kind = name.rpartition(".")[2].removesuffix("Storage")
                 dtype = _STORAGES.get(kind, shown(name))
                 order = self.untyped_order if item_size(dtype) == 1 else self.typed_order
@@ -219,8 +231,10 @@ class Storages:
 def rebuild(name: str, arguments: tuple[object, ...]) -> object:
     """Do what a call in the pickle means, if it makes a tensor, the shape of one, or a dict."""
     match name, arguments:
-        case "torch.Size", (size,):
-            return size
+        case "torch.Size", (tuple(sizes),):
+            return sizes
+        case (("builtins.str" | "__builtin__.str" | "__builtin__.unicode"), (str(text),)):
+            return text
         case "collections.OrderedDict", (list(pairs),):
             return _ordered(name, pairs)
     module, _, function = name.rpartition(".")
@@ -322,8 +336,8 @@ def is_size(value: object) -> TypeGuard[int]:
 
 
 def _are_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
-    """Tell whether a value is a tuple of sizes."""
-    return isinstance(value, tuple) and all(map(is_size, value))
+    """Tell whether a value is a tuple of sizes: of so few that looking at them takes no time."""
+    return isinstance(value, tuple) and len(value) <= DIMENSIONS and all(map(is_size, value))
 
 
 def _is_negated(flags: list[object], dtype: str) -> bool:

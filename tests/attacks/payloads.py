@@ -155,7 +155,7 @@ def by_INST(m):
     return beside(b"(" + text(m) + b"ios\nmkdir\n")
 
 
-@refused("opcodes of protocols 2 to 5 that describe values, found opcode 6f", live=PLAIN)
+@loads(live=PLAIN)
 def by_OBJ(m):
     return beside(b"(" + name("os.mkdir") + text(m) + b"o")
 

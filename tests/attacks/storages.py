@@ -86,8 +86,18 @@ def an_empty_tensor_whose_size_overflows():
 
 
 @refused(OVERSIZED)
+def as_many_dimensions_as_pytorch_has():
+    return of(0, (1,) * 64, (1,) * 64)
+
+
+@refused(NOT_SIZES)
 def a_thousand_dimensions():
     return of(0, (1,) * 1000, (1,) * 1000)
+
+
+@refused("the pickle must describe storages by type, key and size")
+def a_key_of_five_thousand_characters():
+    return of_storage(key="0" * 5000)
 
 
 @refused(OUTSIDE)

@@ -10,6 +10,8 @@ from attacks.pickles import BODY, ONE, beside, file, name, stack_name, text
 ENDLESS = "containers must nest at most 64 deep and hold at most"
 BROKEN = "the pickle must be complete, found a broken one"
 LONG = b"\x80\x04"
+STORAGE = b"(" + text("storage") + name("torch.FloatStorage") + text("0") + text("cpu") + b"K\x03tQ"
+"""What pushes the storage of the tensor ``w``."""
 
 
 def doubled(times, start=b"]", make=b"h\xf0h\xf0\x86"):
@@ -273,9 +275,77 @@ def protocol_6():
     return file(b"N", b"\x80\x06")
 
 
-@refused("the pickle must use the opcodes .* found opcode 49")
+@refused("the pickle must use the opcodes .* found opcode 64")
 def protocol_0():
-    return file(b"I1\n", b"")
+    return file(b"(dp0\n", b"")
+
+
+@refused("the pickle must set the attributes of objects, found Tensor")
+def a_tensor_that_becomes_another():
+    """PyTorch has it see another storage."""
+    return file(b"}" + text("w") + BODY + b"(" + STORAGE + b"K\x01K\x02\x85K\x01\x85tbs")
+
+
+@refused("the keys of a dictionary must differ, found '1.0' twice")
+def two_numbers_that_are_equal():
+    return file(b"}(K\x01" + BODY + b"G" + struct.pack(">d", 1.0) + BODY + b"u")
+
+
+@loads()
+def numbers_that_are_equal_to_no_other():
+    keys = (float("nan"), float("inf"), 1.5, 2.0)
+    return beside(b"}(" + b"".join(b"G" + struct.pack(">d", key) + b"]" for key in keys) + b"u")
+
+
+@refused("the keys of a dictionary must differ, found 'w' twice")
+def two_texts_that_are_equal():
+    other = name("__builtin__.str") + text("w") + b"\x85R"
+    return file(b"}(" + text("w") + BODY + other + BODY + b"u")
+
+
+@loads()
+def numbers_of_python_2():
+    return beside(b"(I140234567890123\nI-5\nI00\nI01\nt")
+
+
+@refused("the pickle must have digits in its numbers")
+def a_number_with_other_characters():
+    return beside(b"I1_000\n")
+
+
+@refused("the pickle must have digits in its numbers")
+def a_number_without_digits():
+    return beside(b"I-\n")
+
+
+@refused("the pickle must have short lines")
+def a_number_without_end():
+    return beside(b"I" + b"9" * 10**6 + b"\n")
+
+
+@loads()
+def an_old_style_instance_of_python_2():
+    return beside(b"(" + name("argparse.Namespace") + b"o}" + text("a") + b"K\x01sb")
+
+
+@refused("the pickle must be complete, found a broken one")
+def an_old_style_instance_of_nothing():
+    return beside(b"(o")
+
+
+@loads()
+def a_long_key_compared_a_hundred_thousand_times():
+    key = text("x" * 10**7)
+    return beside(b"}" + key + b"q\xf0]s" + b"h\xf0]s" * 100_000)
+
+
+@refused("a tensor must have an offset, a size, strides and one set of flags")
+def a_long_shape_looked_at_a_hundred_thousand_times():
+    shape = b"(" + b"K\x01" * 200_000 + b"tq\xf0"
+    function = name("torch._utils._rebuild_tensor") + b"q\xf1"
+    view = b"h\xf1(" + STORAGE + b"q\xf2K\x00h\xf0h\xf0tR"
+    again = b"h\xf1(h\xf2K\x00h\xf0h\xf0tR"
+    return file(b"](" + shape + b"0" + function + b"0" + view + again * 100_000 + b"e")
 
 
 @refused("the pickle must use the opcodes .* found opcode 97")
