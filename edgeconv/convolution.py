@@ -25,7 +25,7 @@ from edgeconv.arrays import (
 )
 from edgeconv.checkpoint import Checkpoint, converted
 from edgeconv.checkpoint.error import naming
-from edgeconv.checkpoint.tensors import weight_and_bias
+from edgeconv.checkpoint.tensors import TAPS, weight_and_bias
 from edgeconv.files import as_text
 from edgeconv.stream import Stream
 
@@ -55,7 +55,7 @@ class DepthwiseConvolution:
     Raises
     ------
     ValueError
-        If `kernel_size` is not a positive odd integer, or `size` not a positive integer.
+        If `kernel_size` is not a positive odd integer below 4096, or `size` not a positive integer.
 
     Notes
     -----
@@ -84,9 +84,10 @@ class DepthwiseConvolution:
     ) -> None:
         if not is_integer(size) or size < 1:
             raise ValueError(f"`size` must be a positive integer, got {described(size)}")
-        if not is_integer(kernel_size) or kernel_size < 1 or kernel_size % 2 == 0:
+        if not is_integer(kernel_size) or kernel_size not in range(1, TAPS, 2):
             raise ValueError(
-                f"`kernel_size` must be a positive odd integer, got {described(kernel_size)}"
+                f"`kernel_size` must be a positive odd integer below {TAPS}, got "
+                f"{described(kernel_size)}"
             )
         is_seed = is_integer(rng) and rng >= 0
         if not (rng is None or is_seed or isinstance(rng, np.random.Generator)):

@@ -117,7 +117,7 @@ W = np.zeros((4, 1, 3), np.float32)
         (
             {"weight": W[:3], "bias": W[0, 0]},
             "",
-            r"shape \(C, 1, K\) with even C and odd K, found \(3, 1",
+            r"shape \(C, 1, K\) with even C and odd K below 4096, found \(3, 1",
         ),
         (
             {"weight": W[..., :2], "bias": W[:, 0, 0]},
@@ -135,7 +135,18 @@ W = np.zeros((4, 1, 3), np.float32)
         ({"weight": W.astype(int), "bias": W[:, 0, 0]}, "", "of a float type, found int64; save"),
         ({"weight": W, "bias": W[:, 0, 0] > 0}, "", "'bias' must be of a float type, found bool"),
         ({"a.conv.weight_g": W, "a.conv.weight_v": W}, "a", "call PyTorch's `remove_weight_norm`"),
-        ({"a.weight_g": W}, "a", "'a.weight' must be there, found its weight norm, 'a.weight_g'"),
+        (
+            {"a.weight_g": W},
+            "a",
+            "'a.weight' must be there, found what it is computed from, 'a.weight_g'; call",
+        ),
+        ({"a.weight_orig": W, "a.weight_v": W[0]}, "a", "call PyTorch's `remove_spectral_norm`"),
+        ({"a.parametrizations.weight.original": W}, "a", "PyTorch's `remove_parametrizations`"),
+        (
+            {"weight": np.zeros((2, 1, 4097), np.float32), "bias": W[:2, 0, 0]},
+            "",
+            r"odd K below 4096, found \(2, 1, 4097\)",
+        ),
         ({"conv.parametrizations.weight.original0": W}, "", "`remove_parametrizations` on the"),
         (
             {"b.weight_v": W},

@@ -186,6 +186,33 @@ def test_files_without_a_convolution(tmp_path):
         load(path)
 
 
+REPARAMETRIZED = {
+    "weight_v": "remove_weight_norm",
+    "weight_orig": "remove_spectral_norm",
+    "parametrizations.weight.original": "remove_parametrizations",
+    "parametrizations.weight.original1": "remove_parametrizations",
+}
+
+
+@pytest.mark.parametrize("name", REPARAMETRIZED)
+def test_a_convolution_whose_weight_is_computed_from_others_is_not_left_out(tmp_path, name):
+    path = tmp_path / "w.npz"
+    whole = {"a.conv.weight": W, "a.conv.bias": B}
+    np.savez(path, **whole, **{f"b.conv.{name}": W})
+    for call in (load_all, load, find_convolutions):
+        options = {} if call is find_convolutions else {"causal": True}
+        with pytest.raises(
+            CheckpointError, match=f"'b.conv.weight' .*; call .*{REPARAMETRIZED[name]}"
+        ):
+            call(path, **options)
+    assert load(path, "a", causal=True).kernel_size == 3
+    # Other modules, and what does not take the place of a weight, are none of these.
+    np.savez(
+        path, **whole, **{f"b.{name}": W.reshape(1, 4, 3), "c.weight_g": W, f"a.conv.{name}": W}
+    )
+    assert list(load_all(path, causal=True)) == ["a"]
+
+
 def test_a_state_dict_or_an_open_checkpoint(source):
     assert find_convolutions({"conv.weight": W, "conv.bias": B}) == [("", 4, 3)]
     assert len(find_convolutions(read_checkpoint(source))) == 2
@@ -196,14 +223,14 @@ def test_views_of_the_same_bytes_cannot_fill_the_memory(tmp_path):
     stored = torch_files.storage(np.zeros(2**16, np.float32))
     tree = {}
     for i in range(300):
-        tree[f"m{i}.weight"] = torch_files.view(stored, 0, [2, 1, 2**15 - 1], [2**15, 1, 1])
-        tree[f"m{i}.bias"] = torch_files.view(stored, i, [2], [1])
+        tree[f"m{i}.weight"] = torch_files.view(stored, 0, [16, 1, 4095], [4096, 1, 1])
+        tree[f"m{i}.bias"] = torch_files.view(stored, i, [16], [1])
     path.write_bytes(torch_files.saved(tree))
     with pytest.raises(
         CheckpointError, match="at most 64 times the file's size, found 300 that over"
     ):
         load_all(path, causal=True)
-    assert load(path, "m7", causal=True).kernel_size == 2**15 - 1
+    assert load(path, "m7", causal=True).kernel_size == 4095
 
 
 def test_the_source_is_never_overwritten(source, tmp_path):

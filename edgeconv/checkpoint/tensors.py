@@ -15,6 +15,7 @@ from edgeconv.checkpoint.error import CheckpointError, naming, shown
 from edgeconv.checkpoint.mapping import Checkpoint, TensorSpec, reading
 
 __all__ = [
+    "TAPS",
     "Convolution",
     "choice",
     "convolutions",
@@ -25,15 +26,20 @@ __all__ = [
 
 # A view that repeats few stored values, as an expanded tensor does, can claim any size.
 REPEATED_ELEMENTS = 2**24
+TAPS = 2**12  # of a convolution: proving its outputs takes work as the square of them
 PREFIXES_SHOWN = 12
 EXPORT = "export it from the trained model again"
 FLOATS = ("float", "bfloat")
-WEIGHT_NORM = (
-    ("weight_g", "remove_weight_norm"),
-    ("weight_v", "remove_weight_norm"),
-    ("parametrizations.weight.original0", "remove_parametrizations"),
-    ("parametrizations.weight.original1", "remove_parametrizations"),
-)
+# What stands for a weight that PyTorch computes anew, and what ends that.
+REPARAMETRIZED = {
+    "weight_orig": "remove_spectral_norm",
+    "weight_v": "remove_weight_norm",
+    "parametrizations.weight.original": "remove_parametrizations",
+    "parametrizations.weight.original1": "remove_parametrizations",
+    "weight_g": "remove_weight_norm",
+    "parametrizations.weight.original0": "remove_parametrizations",
+}
+LENGTHS = ("weight_g", "parametrizations.weight.original0")  # which have another shape
 
 
 class Convolution(NamedTuple):
@@ -88,6 +94,14 @@ def convolutions(state: Mapping[str, Any]) -> dict[str, Convolution]:
     """Find every depthwise convolution in the order of `state`, without reading a tensor."""
     found: dict[str, Convolution] = {}
     with _naming(state):
+        for key, name in _reparametrized(state):
+            parent = key.removesuffix(name)
+            if (
+                name not in LENGTHS
+                and _looks_depthwise(state, key)
+                and not _spec(state, parent + "weight")
+            ):
+                _refuse_reparametrized(state, [parent])
         for parent in _parents(state):
             prefix = prefix_of(parent)
             if prefix in found:
@@ -110,10 +124,8 @@ def choice(prefixes: Sequence[str]) -> str:
 
 def none_found(state: Mapping[str, Any]) -> str:
     """Return the remedy for a state dict without a depthwise convolution."""
-    for key in state:
-        for name, remover in WEIGHT_NORM:
-            if isinstance(key, str) and ("." + key).endswith("." + name):
-                return _without_weight_norm(remover)
+    for _, name in _reparametrized(state):
+        return _trained(name)
     for key in state:
         spec = _spec(state, key) if isinstance(key, str) else None
         if spec and ("." + key).endswith(".weight") and len(spec.shape) == 3 and spec.shape[1] == 1:
@@ -129,7 +141,7 @@ def _parents(state: Mapping[str, Any]) -> Iterator[str]:
     for key in state:
         if isinstance(key, str) and ("." + key).endswith(".weight"):
             parent = key.removesuffix("weight")
-            if _looks_depthwise(state, parent):
+            if _looks_depthwise(state, key):
                 yield parent
 
 
@@ -144,11 +156,13 @@ def _parent(state: Mapping[str, Any], prefix: str) -> str:
     ]
     # A module may hold a weight of its own beside its convolution, so the shape decides.
     if len(present) == 2:
-        present = [parent for parent in present if _looks_depthwise(state, parent)] or present[:1]
+        present = [
+            parent for parent in present if _looks_depthwise(state, parent + "weight")
+        ] or present[:1]
     if len(present) == 2:
         raise _ambiguous(prefix)
     if not present:
-        _refuse_weight_norm(state, (inner, outer))
+        _refuse_reparametrized(state, [inner, outer])
         prefixes = [prefix_of(parent) for parent in _parents(state)]
         raise CheckpointError(
             f"prefix {shown(prefix)} must have the key {shown(inner + 'weight')} or "
@@ -159,21 +173,30 @@ def _parent(state: Mapping[str, Any], prefix: str) -> str:
     return present[0]
 
 
-def _looks_depthwise(state: Mapping[str, Any], parent: str) -> bool:
+def _reparametrized(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the keys that stand for a weight, and the last words by which they do."""
+    for key in state:
+        for name in REPARAMETRIZED:
+            if isinstance(key, str) and ("." + key).endswith("." + name):
+                yield key, name
+
+
+def _looks_depthwise(state: Mapping[str, Any], key: str) -> bool:
     """Tell whether a weight is one that this library can run."""
-    spec = _spec(state, parent + "weight")
+    spec = _spec(state, key)
     if spec is None or len(spec.shape) != 3 or not spec.dtype.startswith(FLOATS):
         return False
     channels, one, kernel_size = spec.shape
-    return channels > 0 and channels % 2 == 0 and one == 1 and kernel_size % 2 == 1
+    return channels > 0 and channels % 2 == 0 and one == 1 and kernel_size in range(1, TAPS, 2)
 
 
 def _geometry(state: Mapping[str, Any], parent: str) -> tuple[int, int]:
     """Check the pair's shapes and types; return the number of channels and of taps."""
     weight = _floating(state, parent + "weight")
-    if not _looks_depthwise(state, parent):
+    if not _looks_depthwise(state, parent + "weight"):
         raise CheckpointError(
-            f"{shown(parent + 'weight')} must have the shape (C, 1, K) with even C and odd K",
+            f"{shown(parent + 'weight')} must have the shape (C, 1, K) with even C and odd K below "
+            f"{TAPS}",
             str(weight.shape),
             "choose the prefix of a depthwise convolution",
         )
@@ -256,21 +279,21 @@ def _as_array(value: Any, key: str) -> NDArray[Any]:
     return array
 
 
-def _refuse_weight_norm(state: Mapping[str, Any], parents: tuple[str, ...]) -> None:
-    """Explain a convolution whose weight is stored as a direction and a length."""
+def _refuse_reparametrized(state: Mapping[str, Any], parents: list[str]) -> None:
+    """Explain a convolution whose weight PyTorch computes from others, by weight norm say."""
     for parent in parents:
-        for name, remover in WEIGHT_NORM:
+        for name in REPARAMETRIZED:
             if _spec(state, parent + name):
                 raise CheckpointError(
                     f"{shown(parent + 'weight')} must be there",
-                    f"its weight norm, {shown(parent + name)}",
-                    _without_weight_norm(remover),
+                    f"what it is computed from, {shown(parent + name)}",
+                    _trained(name),
                 )
 
 
-def _without_weight_norm(remover: str) -> str:
-    """Return the remedy for a weight that is stored as a direction and a length."""
-    return f"call PyTorch's `{remover}` on the module before saving"
+def _trained(name: str) -> str:
+    """Return the remedy for what stands for a weight."""
+    return f"call PyTorch's `{REPARAMETRIZED[name]}` on the module before saving"
 
 
 def _ambiguous(prefix: str) -> CheckpointError:
