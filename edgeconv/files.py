@@ -65,8 +65,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises
     ------
     OSError
-        As creating a file beside it would, and where the target is a device, a pipe or another special file: putting
-        a file in its place would destroy it.
+        As creating a file beside it would, and where the target is a device, a pipe or another
+        special file: putting a file in its place would destroy it.
 
     Notes
     -----
