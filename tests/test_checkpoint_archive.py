@@ -12,6 +12,7 @@ import torch_files
 from torch_files import tensor
 
 from edgeconv.checkpoint import CheckpointError, read_checkpoint
+from edgeconv.checkpoint.archive import CHUNK
 
 VALUES = np.arange(1000, dtype=np.float32)
 CENTRAL, LOCAL = b"PK\x01\x02", b"PK\x03\x04"
@@ -196,6 +197,29 @@ def test_a_bomb_is_refused_before_it_inflates(target):
     refused(target, deflated_archive(content, 2**27), "inflate to at most 64 times the file's size")
     refused(target, deflated_archive(content * 20, len(content)), "must inflate to 262272 bytes")
     refused(target, deflated_archive(b"", len(content)), "must inflate to 262272 bytes")
+
+
+def test_a_record_that_lies_inflates_to_a_chunk_more_at_most(target, monkeypatch):
+    inflated, decompressobj = [], zlib.decompressobj
+
+    class Counting:
+        def __init__(self, bits):
+            self.inflater = decompressobj(bits)
+            inflated.append(0)
+
+        def __getattr__(self, name):
+            return getattr(self.inflater, name)
+
+        def decompress(self, data, most):
+            piece = self.inflater.decompress(data, most)
+            inflated[-1] += len(piece)
+            return piece
+
+    monkeypatch.setattr(zlib, "decompressobj", Counting)
+    content = npz_record(np.zeros(CHUNK, np.uint8))
+    stated = len(content)
+    refused(target, deflated_archive(content * 20, stated), f"must inflate to {stated} bytes")
+    assert stated < max(inflated) <= stated + CHUNK
 
 
 def test_folders_are_left_out(target):

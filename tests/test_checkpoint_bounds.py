@@ -99,24 +99,42 @@ def test_many_views_of_one_storage_take_the_memory_of_one(tmp_path, deflated):
     )
 
 
+@pytest.fixture
+def reads(monkeypatch):
+    """The names of records, each as often as it is read."""
+    names, read = [], Archive.read
+
+    def counted(archive, file, name, *part):
+        names.append(name)
+        return read(archive, file, name, *part)
+
+    monkeypatch.setattr(Archive, "read", counted)
+    return names
+
+
 @pytest.mark.parametrize("deflated", [False, True])
-def test_a_storage_is_read_once_however_its_views_alternate(tmp_path, monkeypatch, deflated):
+def test_a_storage_is_read_once_however_its_views_alternate(tmp_path, reads, deflated):
     one, other = (torch_files.storage(np.arange(64.0)) for _ in range(2))
     alone = tensor(np.arange(3.0))
     tree = [view(stored, 0, [64], [1]) for _ in range(9) for stored in (one, other)]
     path = tmp_path / "x"
     path.write_bytes(torch_files.saved([*tree, alone], deflated=deflated))
     checkpoint = read_checkpoint(path)
-    reads, read = [], Archive.read
-
-    def counted(archive, file, name, *part):
-        reads.append(name)
-        return read(archive, file, name, *part)
-
-    monkeypatch.setattr(Archive, "read", counted)
+    reads.clear()
     for name in [*checkpoint] * 2:
         assert checkpoint[name][1] == 1
     assert sorted(reads) == [f"archive/data/{key}" for key in "0122"]  # what has one view is let go
+
+
+def test_a_deflated_storage_of_several_views_is_inflated_once(tmp_path, reads):
+    stored = torch_files.storage(np.arange(64.0))
+    path = tmp_path / "x"
+    tree = [view(stored, start, [8], [1]) for start in range(0, 64, 8)]
+    path.write_bytes(torch_files.saved(tree, deflated=True))
+    checkpoint = read_checkpoint(path)
+    reads.clear()
+    assert np.concatenate([checkpoint[name] for name in checkpoint]).tolist() == [*range(64)]
+    assert reads == ["archive/data/0"]
 
 
 @pytest.mark.parametrize("deflated", [False, True])

@@ -95,8 +95,9 @@ def tensor_v1(array):
     return Call(named("torch._utils", "_rebuild_tensor"), arguments)
 
 
-def parameter(array):
-    return Call(named("torch._utils", "_rebuild_parameter"), (tensor(array), True, {}))
+def parameter(array, byte_order="little"):
+    arguments = (tensor(array, byte_order), True, {})
+    return Call(named("torch._utils", "_rebuild_parameter"), arguments)
 
 
 class Pickler(pickle._Pickler):

@@ -27,11 +27,13 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import secrets
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -42,9 +44,11 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
 
 import torch_files
+from torch_files import Call, named
 
 from attacks import converted_files, npz_files, plain, safetensors_files
 from attacks.catalogue import bounded, different
+from attacks.every import ATTACKS
 from attacks.readers import READERS
 from edgeconv.checkpoint import CheckpointError
 
@@ -54,11 +58,10 @@ EDGES = (0, 1, 2, 47, 127, 128, 255, 2**15 - 1, 2**16 - 1, 2**31 - 1, 2**31, 2**
 
 
 class Good(NamedTuple):
-    """A file that loads, and how to judge what becomes of it."""
+    """Files of one kind that load, and how to judge what becomes of them."""
 
-    content: bytes
-    other: bytes
-    """Another one of the same kind."""
+    contents: list
+    """They are changed in turn, and spliced with the next."""
     read: str = "tensors"
     plain: Callable | None = None
     """Returns what changed content means; None if checksums cover all of it."""
@@ -69,14 +72,20 @@ class Good(NamedTuple):
 def tree(sign, byte_order="little"):
     """Return a state dict with what checkpoints hold beside it."""
     shared = torch_files.storage(np.arange(sign, sign * 13, sign, np.int16), byte_order)
+    halves = torch_files.storage(np.int16([0x3F80, 0x4000]), byte_order).raw
+    eighths = torch_files.untyped_view(b"\x38\x3c\x40", "float8_e5m2", 0, (3,), (1,))
+    typed = (eighths.function, named("torch.nn.parameter", "Parameter"), eighths.arguments, {})
+    stated = (torch_files.tensor(np.int8([sign])), True, {}, {"init": 1})
     model = {
         "w": torch_files.tensor(np.float32([[1, 2], [3, 4]]) * sign, byte_order),
-        "p": torch_files.parameter(np.float32([0.5])),
+        "p": torch_files.parameter(np.float32([0.5]), byte_order),
+        "s": Call(named("torch._utils", "_rebuild_parameter_with_state"), stated),
         "t": torch_files.view(shared, 1, (3, 2), (1, 4)),
-        "b": torch_files.view(torch_files.Storage(b"\x80\x3f\0\x40", "BFloat16", 2), 0, (2,), (1,)),
+        "n": torch_files.view(shared, 5, (2,), (3,), {"neg": True}),
+        "b": torch_files.view(torch_files.Storage(halves, "BFloat16", 2), 0, (2,), (1,)),
+        "u": torch_files.untyped_view(halves, "uint16", 0, (2,), (1,)),
+        "f": Call(named("torch._tensor", "_rebuild_from_type_v2"), typed),
     }
-    if byte_order == "big":
-        del model["p"], model["b"]
     return {"model": model, "step": sign * 1000, "loss": 0.25, "args": argparse.Namespace(lr=0.1)}
 
 
@@ -146,40 +155,68 @@ def legacy(sign):
     return b"".join(torch_files.legacy(tree(sign)))
 
 
+def python_2():
+    """Return a file with the byte strings and dictionaries of Python 2."""
+    pairs = [[name, value] for name, value in tree(1)["model"].items()]
+    model = Call(named("collections", "OrderedDict"), (pairs,))
+    parts = torch_files.legacy({"model": model})
+    parts[:5] = [re.sub(rb"X(.)\0\0\0", rb"U\1", part, flags=re.DOTALL) for part in parts[:5]]
+    return b"".join(parts)
+
+
+def unusual():
+    """Return the small archives among the attacks that load: with checksums, and without."""
+    loading = [attack for attack in ATTACKS if isinstance(attack.outcome, dict)]
+    contents = [
+        attack.make()
+        for attack in loading
+        if attack.group in ("unusual", "storages", "archives")
+        and all(np.size(array) < 100 for array in attack.outcome.values())
+    ]
+    whole, bare = [], []
+    for content in contents:
+        if content.startswith(b"PK") and len(content) < 2**12:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                records = archive.infolist()
+            if any(record.CRC for record in records):
+                whole.append(content)
+            if b"data.pkl" in content and not any(record.compress_type for record in records):
+                bare.append(torch_files.with_checksums(content, 0))
+    return whole, bare
+
+
+SIGNS = (1, -1)
 CAUSAL = [{**converted_files.MODULE, "causal": causal} for causal in (True, False)]
 CONVERTED = [converted_files.converted(module) for module in CAUSAL]
 STATES = [converted_files.state(frames_in=(n,)) for n in (5, 6)]
+UNUSUAL, UNUSUAL_BARE = unusual()
 FORMATS = {
-    "torch": Good(torch_zip(1), torch_zip(-1)),
-    "torch-deflated": Good(*(torch_files.saved(tree(s), deflated=True) for s in (1, -1))),
-    "torch-big-endian": Good(
-        *(torch_files.saved(tree(s, "big"), byte_order="big") for s in (1, -1))
-    ),
-    "torch-without-checksums": Good(
-        without_checksums(1), without_checksums(-1), plain=plain.torch_zip
-    ),
+    "torch": Good([torch_zip(s) for s in SIGNS]),
+    "torch-deflated": Good([torch_files.saved(tree(s), deflated=True) for s in SIGNS]),
+    "torch-big-endian": Good([torch_files.saved(tree(s, "big"), byte_order="big") for s in SIGNS]),
+    "torch-without-checksums": Good([without_checksums(s) for s in SIGNS], plain=plain.torch_zip),
     "torch-pickle": Good(
-        torch_files.pickled(tree(1))[0],
-        torch_files.pickled(tree(-1), 4)[0],
+        [torch_files.pickled(tree(s), p)[0] for s, p in ((1, 2), (-1, 4), (1, 5))],
         plain=lambda data: plain.torch_records(data, RECORDS),
         file=with_pickle,
     ),
-    "torch-legacy": Good(legacy(1), legacy(-1), plain=plain.torch_legacy),
-    "safetensors": Good(safetensors(1), safetensors(-1), plain=plain.safetensors),
-    "npz": Good(numpy(1), numpy(-1)),
-    "npz-deflated": Good(numpy(1, np.savez_compressed), numpy(-1, np.savez_compressed)),
+    "torch-legacy": Good([*map(legacy, SIGNS), python_2()], plain=plain.torch_legacy),
+    "unusual": Good(UNUSUAL),
+    "unusual-without-checksums": Good(UNUSUAL_BARE, plain=plain.torch_zip),
+    "safetensors": Good([safetensors(s) for s in SIGNS], plain=plain.safetensors),
+    "npz": Good([numpy(s) for s in SIGNS]),
+    "npz-deflated": Good([numpy(s, np.savez_compressed) for s in SIGNS]),
     "npy": Good(
-        npz_files.array(),
-        npz_files.array("'>i2'", "True", "(2, 3)"),
+        [npz_files.array(), npz_files.array("'>i2'", "True", "(2, 3)")],
         plain=lambda content: {"w": plain.npy(content)},
         file=npz_files.file,
     ),
-    "converted": Good(*CONVERTED, read="modules"),
+    "converted": Good(CONVERTED, read="modules"),
     "converted-header": Good(
-        *map(header_of, CONVERTED), read="modules", plain=modules, file=with_module
+        [*map(header_of, CONVERTED)], read="modules", plain=modules, file=with_module
     ),
-    "state": Good(*STATES, read="states"),
-    "state-header": Good(*map(header_of, STATES), read="states", plain=state, file=with_frames),
+    "state": Good(STATES, read="states"),
+    "state-header": Good([*map(header_of, STATES)], read="states", plain=state, file=with_frames),
 }
 RECORDS = {k.removeprefix("archive/"): v for k, v in torch_files.records(tree(1)).items()}
 
@@ -262,16 +299,22 @@ def part(rng, data):
 def changed(good, name, seed, case):
     """Return the content of a case."""
     rng = random.Random(f"{name} {seed} {case}")
-    data = bytearray(good.content)
+    content, other = pair(good.contents, case)
+    data = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         if data:
-            rng.choice(CHANGES)(rng, data, good.other)
+            rng.choice(CHANGES)(rng, data, other)
     return bytes(data)
+
+
+def pair(values, case):
+    """Choose what belongs to the good file of a case, and to the one that it is spliced with."""
+    return [values[number % len(values)] for number in (case, case + 1)]
 
 
 def originals(good, path):
     """Return what the good files hold."""
-    for content in (good.content, good.other):
+    for content in good.contents:
         path.write_bytes(good.file(content))
         yield READERS[good.read](path)
 
@@ -312,7 +355,7 @@ def run(name, count, seed):
             signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
             content = changed(good, name, seed, case)
             try:
-                outcomes[judge(good, content, expected, path)] += 1
+                outcomes[judge(good, content, pair(expected, case), path)] += 1
             except Exception as error:
                 kept = f"{name}-{seed}-{case}"
                 path.rename(kept)

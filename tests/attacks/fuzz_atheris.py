@@ -4,7 +4,7 @@
     python tests/attacks/fuzz_atheris.py FORMAT [--seconds 600] [--corpus DIRECTORY]
 
 FORMAT is one of `fuzz.py`, and so is the rule by which each file is judged; the corpus starts with
-the two good files of the format. Or it is ``any``: the corpus starts with all of the attacks, and a
+the good files of the format. Or it is ``any``: the corpus starts with all of the attacks, and a
 file that loads may load as anything. What breaks a reader is kept as `crash-...`, what takes long
 as `timeout-...`, in the working directory: the content, which `--case FILE` judges again.
 """
@@ -35,7 +35,7 @@ LARGEST = 2**14  # bytes; what larger files do is not news
 
 def seeds(good, folder):
     """Write what the search starts from."""
-    contents = [good.content, good.other]
+    contents = [*good.contents]
     if good is ANY:
         marker = str(folder / "marker")
         made = [attack.make(marker) if attack.live else attack.make() for attack in ATTACKS]

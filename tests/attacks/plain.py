@@ -6,6 +6,7 @@ what these say. What they cannot read, because they hash keys or evaluate more t
 does, they refuse with any exception.
 """
 
+import collections
 import io
 import json
 import pickle
@@ -18,10 +19,10 @@ STORAGES = {"Half": "f2", "Float": "f4", "Double": "f8", "Bool": "?", "BFloat16"
 STORAGES |= {"Byte": "u1", "Char": "i1", "Short": "i2", "Int": "i4", "Long": "i8", "Untyped": "u1"}
 DTYPES = {"float16": "f2", "float32": "f4", "float64": "f8", "bool": "?", "bfloat16": "bf16"}
 DTYPES |= {"uint8": "u1", "int8": "i1", "int16": "i2", "int32": "i4", "int64": "i8"}
-DTYPES |= {"uint16": "u2", "uint32": "u4", "uint64": "u8"}
+DTYPES |= {"uint16": "u2", "uint32": "u4", "uint64": "u8", "float8_e5m2": "e5m2"}
 SAFETENSORS = {"BOOL": "?", "F16": "f2", "F32": "f4", "F64": "f8", "BF16": "bf16"}
 SAFETENSORS |= {f"{k}{8 * n}": f"{k.lower()}{n}" for k in "IU" for n in (1, 2, 4, 8)}
-LARGE = 10**6  # elements, beyond which only the first and the last are compared
+LARGE = 10**6  # elements, beyond which a tensor is refused
 
 
 class Thing:
@@ -49,7 +50,12 @@ class Thing:
 
 
 class Unpickler(pickle.Unpickler):
+    def __init__(self, file):
+        super().__init__(file, encoding="utf-8", errors="surrogateescape")
+
     def find_class(self, module, name):
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
         return type(name, (Thing,), {"of": f"{module}.{name}"})
 
     def persistent_load(self, description):
@@ -60,6 +66,8 @@ def from_bytes(raw, code, order="<"):
     """Decode elements, which may be of a type that NumPy lacks."""
     if code == "bf16":
         return (np.frombuffer(raw, f"{order}u2").astype(np.uint32) << 16).view(np.float32)
+    if code == "e5m2":  # the first byte of a float16
+        return (np.frombuffer(raw, "u1").astype(np.uint16) << 8).view(np.float16).astype("f4")
     if code == "?":
         return np.frombuffer(raw, "u1").astype(bool)
     return np.frombuffer(raw, order + code).astype(code)
@@ -110,8 +118,9 @@ def rebuilt(function, arguments, raw_of, order):
     size = getattr(size, "arguments", (size,))[0]
     index = np.int64(offset)
     for length, step in zip(size, strides, strict=True):
-        steps = np.arange(length) * (step if length > 1 else 0)
-        index = np.add.outer(index, steps) if np.size(index) * length < LARGE else None
+        if length * max(np.size(index), 1) > LARGE:
+            raise ValueError("too large")
+        index = np.add.outer(index, np.arange(length) * (step if length > 1 else 0))
     array = elements[index] if np.size(index) else elements[:0].reshape(size)
     return -array if flags and flags[0] and flags[0]["neg"] else array
 
