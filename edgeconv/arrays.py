@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+_TABLE = Path("/proc/self/maps")  # what is mapped where in this process
+_HAS_TABLE = os.access(_TABLE, os.R_OK)
 FLOAT32 = np.dtype(np.float32)  # the one object that NumPy's own arrays have
 
 
@@ -117,12 +120,9 @@ def _are_maps_of_the_same(out: NDArray[Any], x: NDArray[Any]) -> bool:
 
     Of a file or of shared memory: Linux has an inode for either.
     """
-    if owns_memory(out) or owns_memory(x) or x.size == 0 or out.size == 0:
+    if owns_memory(out) or owns_memory(x) or x.size == 0 or out.size == 0 or not _HAS_TABLE:
         return False
-    try:
-        table = Path("/proc/self/maps").read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return False
+    table = _TABLE.read_bytes().split(b"\n")[:-1]
     others = list(_maps(table, x))
     return any(
         mine.inode == other.inode and mine.start < other.end and other.start < mine.end
@@ -136,7 +136,7 @@ def _are_maps_of_the_same(out: NDArray[Any], x: NDArray[Any]) -> bool:
 class _Map(NamedTuple):
     """A part of an array that is a map: from which byte to which of what."""
 
-    inode: tuple[str, str]
+    inode: tuple[bytes, bytes]
     start: int
     end: int
     origin: int
@@ -144,19 +144,19 @@ class _Map(NamedTuple):
     shared: bool
 
 
-def _maps(table: list[str], array: NDArray[Any]) -> Iterator[_Map]:
+def _maps(table: list[bytes], array: NDArray[Any]) -> Iterator[_Map]:
     """Find the maps that an array lies in, in the kernel's table of a process."""
     reach = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
     first = array.ctypes.data + sum(min(0, r) for r in reach)
     last = first + sum(map(abs, reach)) + array.itemsize
     for line in table:
-        low, high = (int(address, 16) for address in line[: line.index(" ")].split("-"))
+        low, high = (int(address, 16) for address in line[: line.index(b" ")].split(b"-"))
         if low < last and first < high:
             _, permissions, offset, device, inode, *_ = line.split(maxsplit=5)
-            if inode != "0":
+            if (device, inode) != (b"00:00", b"0"):
                 origin = low - int(offset, 16)
                 start, end = max(first, low) - origin, min(last, high) - origin
-                yield _Map((device, inode), start, end, origin, permissions[3] == "s")
+                yield _Map((device, inode), start, end, origin, permissions.endswith(b"s"))
 
 
 def check_lengths(lengths: object, batch_size: int | None, n_frames: int) -> NDArray[np.int64]:

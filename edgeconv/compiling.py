@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
-import linecache
 import os
 import pickle
-import sys
 import sysconfig
 import warnings
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from edgeconv import vectors
-from edgeconv.files import ignoring_faults, is_fault, replacing
+from edgeconv.files import is_fault, replacing
 
 
 def _jit(function: Any, **options: Any) -> Any:
@@ -54,9 +53,9 @@ class _Cache:
 
     def __init__(self, function: Any) -> None:
         # What this process imported: by the first compilation another version may be in its place.
-        self._sources = linecache.getlines(function.__code__.co_filename, function.__globals__)
-        for module in (sys.modules[__name__], vectors):
-            self._sources += linecache.getlines(module.__file__ or "", vars(module))
+        modules = function.__globals__, globals(), vars(vectors)
+        specs = [module["__spec__"] for module in modules]
+        self._sources = [spec.loader.get_data(spec.origin) for spec in specs]
         self._function = function.__name__
         self.cache_path: str | None = None
 
@@ -64,10 +63,13 @@ class _Cache:
         context.refresh()
         name = self._name(signature, context.codegen())
         for directory in _directories():
-            content = None
-            with ignoring_faults():
+            try:
                 content = (directory / name).read_bytes()
-            if content is None:
+            except OSError as error:
+                if not is_fault(error):
+                    raise
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                    _warn_of_the_cache(error)
                 continue
             if content[:32] != _digest(name, content[32:]):
                 _warn_of_the_cache(f"{directory / name} is damaged")
@@ -89,7 +91,8 @@ class _Cache:
     def _name(self, signature: Any, codegen: Any) -> str:
         python = sysconfig.get_config_var("SOABI")
         versions = numba.__version__, llvmlite.__version__, python
-        key = signature, codegen.magic_tuple(), versions, self._sources
+        options = numba.config.OPT, numba.config.DEBUGINFO_DEFAULT, numba.config.BOUNDSCHECK
+        key = signature, codegen.magic_tuple(), versions, str(options), self._sources
         return f"edgeconv.{self._function}.{hashlib.sha256(repr(key).encode()).hexdigest()}.nbc"
 
 
@@ -97,7 +100,9 @@ def _directories() -> list[Path]:
     """Return where machine code may be, the first choice first."""
     if numba.config.CACHE_DIR:
         return [Path(numba.config.CACHE_DIR)]
-    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - a `Path` raises where there is no home
+    user = os.environ.get("XDG_CACHE_HOME", "")
+    if not user.startswith("/"):
+        user = os.path.expanduser("~/.cache")  # noqa: PTH111 - a `Path` raises where there is no home
     directories = Path(__file__).with_name("__pycache__"), Path(user, "edgeconv")
     return [directory for directory in directories if directory.is_absolute()]
 
@@ -106,6 +111,7 @@ def _write(path: Path, content: bytes) -> OSError | None:
     """Write a file; return what is in the way."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # whose permissions may have been what was wrong with it
         with replacing(path) as file:
             file.write(content)
     except OSError as error:

@@ -1,14 +1,14 @@
-"""Whole signals: when they are spread over Numba's threads, and when that is not safe."""
+"""Threads: for whole signals, when that is safe, and for what no signal handler may disturb."""
 
 from __future__ import annotations
 
+import functools
 import os
-from typing import Any
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
-
-from edgeconv import kernels
-from edgeconv.compiling import n_threads
 
 # A parallel loop over this many multiply-adds or more pays: half a millisecond of serial work on a
 # PC, several on a board.
@@ -19,6 +19,8 @@ PARTS = 4
 # A call into compiled code does not answer to Ctrl-C: no more than some hundredths of a second.
 PIECE_WORK = 1 << 26
 FRAME_WORK = 1 << 12  # what a frame costs beside its multiply-adds, in these
+
+Result = TypeVar("Result")
 
 _gate = np.zeros(1, np.int64)  # kept by compiled code: no signal handler can leave it closed
 _is_forked_child = False
@@ -38,10 +40,47 @@ def process(arguments: tuple[Any, ...], work: int) -> int:
     One parallel loop at a time in a process: a second one aborts it where Numba's threading layer
     is `workqueue`. Whoever finds the gate closed runs the serial kernel.
     """
+    # These import Numba; a fork is to be noticed before.
+    from edgeconv import kernels
+    from edgeconv.compiling import n_threads
+
     if work >= PARALLEL_WORK and not _is_forked_child:
         threads = n_threads()
         if threads > 1:
-            answer = kernels.process_in_parallel(3).entry_point(*arguments, PARTS * threads, _gate)
+            answer = _in_parallel()(*arguments, PARTS * threads, _gate)
             if answer != kernels.GATE_CLOSED:
                 return int(answer)
     return int(kernels.process(3).entry_point(*arguments))
+
+
+@functools.cache
+def _in_parallel() -> Callable[..., int]:
+    """Return the parallel kernel."""
+    from edgeconv import kernels
+
+    entry_point: Callable[..., int] = undisturbed(
+        lambda: kernels.process_in_parallel(3).entry_point
+    )
+    return entry_point
+
+
+def undisturbed(function: Callable[[], Result]) -> Result:
+    """Call a function in a thread of its own: signal handlers raise in the main thread only.
+
+    Where one does, the function goes on, and what it has compiled is there for the next call.
+    """
+    results: list[Result] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="edgeconv compiles")
+    thread.start()
+    thread.join()
+    for failure in failures:
+        raise failure
+    return results[0]

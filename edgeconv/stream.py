@@ -10,6 +10,7 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import NDArray
 
+from edgeconv import parallel
 from edgeconv.arrays import (
     FLOAT32,
     as_float32,
@@ -29,6 +30,9 @@ from edgeconv.state import StreamState
 
 if TYPE_CHECKING:
     from edgeconv.convolution import DepthwiseConvolution
+    from edgeconv.layout import Ring
+
+    Opened = tuple[Callable[..., int], Callable[..., int], type[Ring]]
 
 _REFUSED, _IN_USE = -1, -2  # those of `kernels`, without importing Numba
 _IMPORTED = package_stamp()
@@ -59,7 +63,6 @@ class Stream:
         # those of another version, which was installed meanwhile, must not be theirs.
         if "edgeconv.kernels" not in sys.modules and package_stamp() != _IMPORTED:
             raise RuntimeError("edgeconv was replaced after this process began: start it again")
-        from edgeconv import kernels, layout, parallel  # noqa: F401 - all at once
         from edgeconv.convolution import DepthwiseConvolution
 
         if not isinstance(conv, DepthwiseConvolution):
@@ -76,11 +79,10 @@ class Stream:
         rows = 1 if batch_size is None else batch_size
         self._frame_shape = (conv.channels,) if batch_size is None else (rows, conv.channels)
         self._cache_shape = (rows, conv.channels, conv.kernel_size - 1)
-        self._ring = ring = layout.Ring(rows, conv.channels, conv.kernel_size)
-        self._state = (conv._taps, ring.memory, conv.channels, self._latency)
         self._dimensions = len(self._frame_shape)  # of a frame
-        self._step = kernels.step(self._dimensions).entry_point
-        self._process = kernels.process(self._dimensions + 1).entry_point
+        self._step, self._process, ring_of = _opened(self._dimensions)
+        self._ring = ring = ring_of(rows, conv.channels, conv.kernel_size)
+        self._state = (conv._taps, ring.memory, conv.channels, self._latency)
 
     @property
     def latency(self) -> int:
@@ -383,8 +385,6 @@ class Stream:
         A piece is some rows, or some frames of one row, converted and computed while no signal
         handler runs.
         """
-        from edgeconv import parallel
-
         batch_size, n_frames, channels = x.shape
         taps = channels * self._conv.kernel_size
         most = max(1, parallel.PIECE_WORK // (taps + parallel.FRAME_WORK))
@@ -406,7 +406,6 @@ class Stream:
                 arguments = (as_float32(piece), out, *state, padding, valid)
                 piece_work = len(valid) * (stop - start) * taps
                 self._taken(parallel.process(arguments, piece_work if work is None else work))
-            y[rows, end:] = 0
 
     def _run_checked(
         self, kernel: Callable[..., int], name: str, x: Any, shape: tuple[int | str, ...], y: Any,
@@ -433,6 +432,28 @@ class Stream:
     def _opened(self) -> str:
         """What shapes are expected by, for messages."""
         return f"{self._conv}, stream opened with batch_size={self._batch_size}"
+
+
+_ready: dict[int, Opened] = {}
+"""What streams need, by the number of dimensions of a frame."""
+
+
+def _opened(dimensions: int) -> Opened:
+    """Return the kernels and the ring for frames of so many dimensions.
+
+    Whatever signal handlers raise meanwhile: neither Numba nor LLVM would survive that.
+    """
+
+    def prepare() -> Opened:
+        from edgeconv import kernels, layout
+
+        kernels.copy_rows(1)
+        step, process = kernels.step(dimensions), kernels.process(dimensions + 1)
+        return step.entry_point, process.entry_point, layout.Ring
+
+    if dimensions not in _ready:
+        _ready[dimensions] = parallel.undisturbed(prepare)
+    return _ready[dimensions]
 
 
 def _restored(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -57,6 +58,9 @@ class Streams(Mapping[str, Stream]):
 
     def __len__(self) -> int:
         return len(self._streams)
+
+    def __copy__(self) -> Streams:
+        return copy.deepcopy(self)
 
     def __repr__(self) -> str:
         return f"<Streams of {', '.join(map(repr, self._streams))}>"

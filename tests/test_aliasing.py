@@ -1,8 +1,8 @@
 """Arrays of the caller: reused, kept, overlapping. No effect on the outputs, or the error."""
 
 import mmap
+import pathlib
 from multiprocessing.shared_memory import SharedMemory
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +122,18 @@ def test_shared_memory_that_is_attached_twice(conv):
         mine.unlink()
 
 
+def test_what_a_handler_raises_is_no_lack_of_a_table(conv, tmp_path, monkeypatch):
+    def interrupted(_):
+        raise FileNotFoundError
+
+    out = np.memmap(tmp_path / "out", np.float32, "w+", shape=(2 * T, C))
+    stream = conv.stream()
+    monkeypatch.setattr(pathlib.Path, "read_bytes", interrupted)
+    with pytest.raises(FileNotFoundError):
+        stream.process(out[:T], out=out[T:])
+    assert stream.frames_in == 0
+
+
 def test_a_private_map_shares_nothing(conv, tmp_path):
     noise(T, C).tofile(tmp_path / "x")
     x = mapped(tmp_path / "x").reshape(T, C)
@@ -139,7 +151,7 @@ def test_one_map_is_known_by_its_addresses(conv, tmp_path):
 
 
 def test_maps_of_other_files_do_not_overlap(conv, tmp_path):
-    path = tmp_path / "x"
+    path = tmp_path / "x \r\x85\u2028\n0-1"  # the table has all of it, the last as an escape
     x = np.memmap(path, np.float32, "w+", shape=(10, C))
     out = np.memmap(tmp_path / "out", np.float32, "w+", shape=(10, C))
     assert conv.stream().process(x, out=out) is out
@@ -148,10 +160,7 @@ def test_maps_of_other_files_do_not_overlap(conv, tmp_path):
 
 
 def test_where_the_kernel_has_no_table_of_maps(conv, tmp_path, monkeypatch):
-    def missing(*_, **__):
-        raise FileNotFoundError
-
-    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr("edgeconv.arrays._HAS_TABLE", False)
     out = np.memmap(tmp_path / "out", np.float32, "w+", shape=(2 * T, C))
     assert conv.stream().process(out[:T], out=out[T:]) is not None
     with pytest.raises(ValueError, match="`out` must not overlap"):

@@ -1,8 +1,9 @@
 """The cache of machine code: whatever is wrong with it, the code that runs is the right one."""
 
+import errno
 import importlib.util
-import linecache
 import os
+import py_compile
 import resource
 import subprocess
 import sys
@@ -70,7 +71,6 @@ def source(tmp_path):
 
 def imported(path):
     """Import a file as a new process does."""
-    linecache.clearcache()
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     exec(compile(path.read_text(), path, "exec"), module.__dict__)
@@ -190,6 +190,41 @@ def test_an_upgrade_of_the_options_is_noticed(cache, source, tmp_path, monkeypat
     assert len(list(cache.iterdir())) == 2
 
 
+def test_an_upgrade_without_sources_is_noticed(cache, source):
+    for answer in (3, 4):
+        source.write_text(ANSWER.format(answer))
+        binary = py_compile.compile(source, source.with_suffix(".pyc"))
+        spec = importlib.util.spec_from_file_location("answers", binary)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert called(module) == (answer, [])
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("option", ["OPT", "DEBUGINFO_DEFAULT", "BOUNDSCHECK"])
+def test_code_for_debugging_has_files_of_its_own(cache, source, monkeypatch, option):
+    called(imported(source))
+    monkeypatch.setattr(numba.config, option, 1)
+    assert called(imported(source)) == (3, [])
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_what_cannot_be_read_is_a_warning_and_is_replaced(cache, source, monkeypatch):
+    called(imported(source))
+    (file,) = cache.iterdir()
+    file.chmod(0)
+    with monkeypatch.context() as patch:
+
+        def unreadable(_):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        patch.setattr(Path, "read_bytes", unreadable)  # the superuser may read anything
+        answer, (warning,) = called(imported(source))
+    assert answer == 3
+    assert "Permission denied" in warning
+    assert file.stat().st_mode & 0o400
+
+
 def test_an_interrupted_write_leaves_nothing_to_load(cache, source, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -267,8 +302,10 @@ def test_directories(tmp_path, monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert compiling._directories() == [beside, tmp_path / "edgeconv"]
-    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert compiling._directories() == [beside, tmp_path / ".cache/edgeconv"]
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert compiling._directories() == [beside, tmp_path / ".cache/edgeconv"]
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # nobody's home
     assert compiling._directories() == [beside]

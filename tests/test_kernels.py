@@ -37,8 +37,8 @@ def test_the_parallel_loop_changes_no_bit(data):
 
 def test_a_long_signal_runs_in_parallel(monkeypatch):
     calls = []
-    kernel = kernels.process_in_parallel(3)
-    monkeypatch.setattr(kernels, "process_in_parallel", lambda n: calls.append(n) or kernel)
+    kernel = parallel._in_parallel()
+    monkeypatch.setattr(parallel, "_in_parallel", lambda: calls.append(3) or kernel)
     conv = DepthwiseConvolution(100, 31, causal=True, rng=0)
     x = np.random.default_rng(0).standard_normal((2, 1500, 200), np.float32)
     y, _ = conv(x)
@@ -68,7 +68,7 @@ def test_a_signal_in_pieces_changes_no_bit(data):
 @pytest.mark.parametrize("obstacle", ["busy", "forked", "one thread"])
 def test_otherwise_the_serial_kernel_runs(monkeypatch, always_parallel, obstacle):
     if obstacle != "busy":
-        monkeypatch.setattr(kernels, "process_in_parallel", None)
+        monkeypatch.setattr(parallel, "_in_parallel", None)
     threads = kernels.numba.get_num_threads()
     if obstacle == "busy":
         parallel._gate[:] = 1

@@ -1,5 +1,6 @@
 """Threads and processes: streams go on elsewhere with the same bits, and share nothing."""
 
+import copy
 import importlib
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeconv import DepthwiseConvolution
+from edgeconv import DepthwiseConvolution, Streams
 
 ROOT = Path(__file__).parents[1]
 PATHS = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -170,3 +171,27 @@ def test_another_thread_runs_while_a_kernel_does(way):
     stop.set()
     watcher.join()
     assert half_written.is_set()
+
+
+def test_a_fork_is_noticed_before_numba_is_imported():
+    program = """
+import os, sys
+from edgeconv import parallel
+assert "numba" not in sys.modules
+child = os.fork()
+if child == 0:
+    os._exit(parallel._is_forked_child)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), parallel._is_forked_child)
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("1 False\n", "")
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_copies_of_streams_share_nothing(copied):
+    streams = Streams({"a": DepthwiseConvolution(2, 3, causal=True, rng=0)})
+    streams["a"].step(np.ones(4, np.float32))
+    other = copied(streams)
+    other["a"].step(np.ones(4, np.float32))
+    assert (streams["a"].frames_in, other["a"].frames_in) == (1, 2)

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import signal
+import threading
 from time import perf_counter
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from interrupting import TickError, interrupted_at
 from reference import same_bits
 
-from edgeconv import DepthwiseConvolution
+from edgeconv import DepthwiseConvolution, kernels
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -80,24 +81,24 @@ def test_repeating_what_was_not_taken_gives_the_output_without_signals(
     heard = np.full_like(x, 7)
     interrupted = 0
     with ticking(lambda: stream.process(x[..., :9, :])):
-        stream.reset()
-        for start in range(0, 9000, n_frames):
-            frames = x[..., start : start + n_frames, :].copy()
-            ready = max(0, start + n_frames - stream.latency) - max(0, start - stream.latency)
-            y = np.full((*leading, ready, 24), 7, np.float32)
-            call = stream.process, frames, y
-            if n_frames == 1:
-                call = stream.step, frames[..., 0, :].copy(), np.full_like(frames[..., 0, :], 7)
-            while taken(stream) == start:
-                interrupted += is_interrupted(*call)
-            assert taken(stream) == start + n_frames
-            if ready:
-                first = start + n_frames - ready - stream.latency
-                heard[..., first : first + ready, :] = call[2].reshape(y.shape)
+        while interrupted == 0:
+            stream.reset()
+            for start in range(0, 9000, n_frames):
+                frames = x[..., start : start + n_frames, :].copy()
+                ready = max(0, start + n_frames - stream.latency) - max(0, start - stream.latency)
+                y = np.full((*leading, ready, 24), 7, np.float32)
+                call = stream.process, frames, y
+                if n_frames == 1:
+                    call = stream.step, frames[..., 0, :].copy(), np.full_like(frames[..., 0, :], 7)
+                while taken(stream) == start:
+                    interrupted += is_interrupted(*call)
+                assert taken(stream) == start + n_frames
+                if ready:
+                    first = start + n_frames - ready - stream.latency
+                    heard[..., first : first + ready, :] = call[2].reshape(y.shape)
     length = 9000 - stream.latency
     assert same_bits(heard[..., :length, :], expected[..., :length, :])
     assert same_bits(stream.flush(), expected[..., length:, :])
-    assert interrupted > 0
 
 
 def state_of(stream):
@@ -175,3 +176,50 @@ def test_ctrl_c_acts_before_a_long_signal_is_done(threads, monkeypatch):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert written[-1] < x.nbytes * 3 / 4
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, TimeoutError])
+def test_no_handler_disturbs_the_compiler(monkeypatch, raised):
+    """It runs elsewhere, and goes on; the call that was interrupted can be repeated."""
+    conv = DepthwiseConvolution(4, 3, rng=0)
+    conv.stream()
+    monkeypatch.setattr("edgeconv.stream._ready", {})
+    compiled, interrupted, finished = [], threading.Event(), threading.Event()
+    step = kernels.step
+
+    def compiling(dimensions):
+        if not compiled:
+            compiled.append(threading.current_thread())
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+            interrupted.wait()
+            finished.set()
+        return step(dimensions)
+
+    def handler(*_):
+        raise raised
+
+    monkeypatch.setattr(kernels, "step", compiling)
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(raised):
+            conv.stream()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    interrupted.set()
+    assert conv.stream().step(np.zeros(8, np.float32)) is None
+    assert compiled[0] is not threading.main_thread()
+    assert finished.wait()
+    compiled[0].join()
+
+
+def test_what_the_compiler_raises_comes_out(monkeypatch):
+    def failing(_):
+        raise RuntimeError("no compiler")
+
+    conv = DepthwiseConvolution(4, 3, rng=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("edgeconv.stream._ready", {})
+        patch.setattr(kernels, "step", failing)
+        with pytest.raises(RuntimeError, match="no compiler"):
+            conv.stream()
+    conv.stream()
