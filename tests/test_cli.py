@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import edgeconv
-from edgeconv import cli, demo, kernels, machine, terminal
+from edgeconv import cli, demo, kernels, machine, parallel, terminal
 from edgeconv.checkpoint import converted, read_checkpoint
 from edgeconv.convolution import DepthwiseConvolution
 from edgeconv.stream import Stream
@@ -715,6 +715,8 @@ def test_without_its_compiler_numba_is_no_use(arguments, here, monkeypatch, caps
     np.save("x.npy", np.ones((3, 8)))
     for kernel in (kernels.step, kernels.process, kernels.process_in_parallel):
         kernel.cache_clear()
+    monkeypatch.setattr("edgeconv.stream._ready", {})
+    parallel._in_parallel.cache_clear()
     monkeypatch.setattr(kernels.numba.config, "DISABLE_JIT", 1)
     assert error_of(capsys, *arguments) == ("unset NUMBA_DISABLE_JIT: nothing here runs uncompiled")
     assert not Path("new.npz").exists()
