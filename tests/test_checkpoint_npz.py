@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgeconv.checkpoint import CheckpointError, read_checkpoint
+from edgeconv.checkpoint.archive import Archive
+from edgeconv.checkpoint.tensors import convolutions
 
 DTYPES = [
     order + code
@@ -134,3 +136,29 @@ def test_fields_in_another_order(target):
     text = "{'shape':(2L,1L),'descr':'|u1','fortran_order':True}"
     target.write_bytes(torch_files.zipped({"x.npy": record(text, b"ab")}))
     assert read_checkpoint(target)["x"].tolist() == [[97], [98]]
+
+
+def test_a_convolution_that_damage_to_a_type_would_hide(target):
+    whole = {"a.weight": np.zeros((2, 1, 3)), "a.bias": np.zeros(2)}
+    for name in whole:
+        np.savez(target, **whole)
+        data = target.read_bytes()
+        place = data.index(b"'<f8'", data.index(name.encode() + b".npy"))
+        target.write_bytes(data[:place] + b"'<c8'" + data[place + 5 :])
+        checkpoint = read_checkpoint(target)
+        assert list(checkpoint.unlisted) == [name]
+        for call in (convolutions, lambda checkpoint: checkpoint[name]):  # noqa: B023 - at once
+            with pytest.raises(CheckpointError, match=f"'{name}.npy' must have the checksum"):
+                call(checkpoint)
+
+
+def test_what_is_not_looked_up_is_not_read(target, monkeypatch):
+    others = {"big": np.zeros(1000, complex), "texts": np.array(["x" * 1000])}
+    np.savez(target, **others, weight=np.zeros((2, 1, 3)), bias=np.zeros(2))
+    monkeypatch.setattr(Archive, "read", None)
+    checkpoint = read_checkpoint(target)
+    assert list(convolutions(checkpoint)) == [""]
+    monkeypatch.undo()
+    for name in others:
+        with pytest.raises(CheckpointError, match=r"float tensor, found .*; convert it"):
+            checkpoint[name]

@@ -43,6 +43,8 @@ class Entry(NamedTuple):
     read: Callable[[BinaryIO], NDArray[Any]] | None
     """None for a tensor that is not Boolean, integer or float: such a tensor is not listed."""
     remedy: str = UNLISTED
+    verify: Callable[[BinaryIO], None] | None = None
+    """Finds out whether damage is why a tensor is not listed."""
 
 
 def check_name(name: str) -> None:
@@ -113,6 +115,7 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         entry = self._entries[name]
+        self.verify(name)
         with reading(self.path, self.format):
             if entry.read is None:
                 raise CheckpointError(
@@ -140,6 +143,13 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
     def spec(self, name: str) -> TensorSpec:
         """Describe a tensor, listed or not, without reading it; KeyError if there is none."""
         return self._entries[name].spec
+
+    def verify(self, name: str) -> None:
+        """Raise the CheckpointError of a tensor that is not listed because it is damaged."""
+        verify = self._entries[name].verify
+        if verify:
+            with reading(self.path, self.format), self._opened() as file:
+                verify(file)
 
     def sha256(self) -> str:
         """Return the file's SHA-256 as 64 hexadecimal digits."""

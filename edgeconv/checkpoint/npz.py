@@ -64,10 +64,11 @@ def read(file: BinaryIO, archive: Archive) -> Contents:
         if listed(spec.dtype):
             entries[name] = Entry(spec, partial(_array, archive, record, preamble))
         else:
-            # Damage must not make an array disappear, and nobody will look this one up.
-            archive.read(file, record, size)
             remedy = "pickled objects are never loaded: save plain arrays"
-            entries[name] = Entry(spec, None, remedy if spec.dtype == "object" else UNLISTED)
+            remedy = remedy if spec.dtype == "object" else UNLISTED
+            entries[name] = Entry(spec, None, remedy, partial(_verify, archive, record))
+        if name == HEADER:  # damage must not make it disappear
+            _verify(archive, record, file)
         if name == HEADER and spec.dtype == "str" and not spec.shape and size <= HEADER_BYTES:
             text = archive.read(file, record, preamble.length)
             encoding = f"utf-32-{'le' if preamble.byte_order == 'little' else 'be'}"
@@ -127,6 +128,11 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]]) -> N
             np.lib.format.write_array(record, array, version=(1, 0), allow_pickle=False)
             # A `ZipInfo` of one's own has no date.
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), record.getvalue())
+
+
+def _verify(archive: Archive, record: str, file: BinaryIO) -> None:
+    """Check the CRC of an array: damage to its type may be why it is not listed."""
+    archive.read(file, record, archive.records[record].size)
 
 
 def _array(archive: Archive, record: str, preamble: Preamble, file: BinaryIO) -> NDArray[Any]:

@@ -91,8 +91,15 @@ def weight_and_bias(
 
 
 def convolutions(state: Mapping[str, Any]) -> dict[str, Convolution]:
-    """Find every depthwise convolution in the order of `state`, without reading a tensor."""
+    """Find every depthwise convolution in the order of `state`, without reading a tensor.
+
+    Damage must not hide one: what cannot be one for its type is read for its checksum.
+    """
     found: dict[str, Convolution] = {}
+    if isinstance(state, Checkpoint):
+        for key in state.unlisted:
+            if ("." + key).endswith((".weight", ".bias")):
+                state.verify(key)
     with _naming(state):
         for key, name in _reparametrized(state):
             parent = key.removesuffix(name)

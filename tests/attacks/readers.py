@@ -9,6 +9,14 @@ from edgeconv.configuration import read_configuration
 from edgeconv.state import load_state
 
 
+def tensors(path):
+    """Read all tensors, and see that damage is not why others are not listed."""
+    checkpoint = read_checkpoint(path)
+    for name in checkpoint.unlisted:
+        checkpoint.verify(name)
+    return dict(checkpoint)
+
+
 def modules(path):
     """Read the modules of a converted checkpoint, without Numba."""
     checkpoint, found = read_checkpoint(path), {}
@@ -31,7 +39,7 @@ def states(path):
 
 
 READERS = {
-    "tensors": lambda path: dict(read_checkpoint(path)),
+    "tensors": tensors,
     "modules": modules,
     "states": states,
     "configuration": lambda path: {"causal": np.array(read_configuration(path).causal)},
