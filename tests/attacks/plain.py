@@ -67,19 +67,20 @@ def from_bytes(raw, code, order="<"):
     if code == "bf16":
         return (np.frombuffer(raw, f"{order}u2").astype(np.uint32) << 16).view(np.float32)
     if code == "e5m2":  # the first byte of a float16
-        return (np.frombuffer(raw, "u1").astype(np.uint16) << 8).view(np.float16).astype("f4")
+        wide = (np.frombuffer(raw, "u1").astype(np.uint16) << 8).view(np.float16).astype("f4")
+        return np.where(np.isnan(wide), np.copysign(np.float32(np.nan), wide), wide)
     if code == "?":
         return np.frombuffer(raw, "u1").astype(bool)
     return np.frombuffer(raw, order + code).astype(code)
 
 
-def tensors(root, raw_of, order):
+def tensors(root, stored):
     """Find the tensors in what was unpickled, and make arrays of them."""
     found = {}
 
     def visit(value, name):
         if isinstance(value, Thing) and value.of.rpartition(".")[2].startswith("_rebuild"):
-            array = rebuilt(value.of, value.arguments, raw_of, order)
+            array = rebuilt(value.of, value.arguments, stored)
             if array is not None:
                 found[".".join(name)] = array
             return
@@ -96,15 +97,15 @@ def tensors(root, raw_of, order):
     return found
 
 
-def rebuilt(function, arguments, raw_of, order):
+def rebuilt(function, arguments, stored):
     """Make the array that a call describes; None for what is not listed."""
     function = function.removeprefix("torch._utils._rebuild_")
     function = function.removeprefix("torch._tensor._rebuild_")
     if function in ("parameter", "parameter_with_state"):
         inner = arguments[0]
-        return rebuilt(inner.of, inner.arguments, raw_of, order)
+        return rebuilt(inner.of, inner.arguments, stored)
     if function == "from_type_v2":
-        return rebuilt(arguments[0].of, arguments[2], raw_of, order)
+        return rebuilt(arguments[0].of, arguments[2], stored)
     if function not in ("tensor", "tensor_v2", "tensor_v3"):
         return None
     storage, offset, size, strides, *rest = arguments
@@ -114,7 +115,8 @@ def rebuilt(function, arguments, raw_of, order):
         code, flags = code and DTYPES.get(rest[2].of.removeprefix("torch.")), rest[3:]
     if code is None:
         return None
-    elements = from_bytes(raw_of(storage), code, order)
+    raw, order = stored(storage)
+    elements = from_bytes(raw, code, order)
     size = getattr(size, "arguments", (size,))[0]
     index = np.int64(offset)
     for length, step in zip(size, strides, strict=True):
@@ -146,7 +148,7 @@ def torch_records(data, files):
     """Read a pickle and the records beside it."""
     order = "<" if files.get("byteorder", b"little") == b"little" else ">"
     root = Unpickler(io.BytesIO(data)).load()
-    return tensors(root, lambda storage: files[f"data/{storage[2]}"], order)
+    return tensors(root, lambda storage: (files[f"data/{storage[2]}"], order))
 
 
 def torch_legacy(content):
@@ -160,12 +162,15 @@ def torch_legacy(content):
             sizes[description[2]] = description[4] * item
             return description
 
-    _, _, _, root, keys = (Noting(file).load() for _ in range(5))
-    raw = {}
+    _, _, system, root, keys = (Noting(file).load() for _ in range(5))
+    raw, native = {}, "<" if system["little_endian"] else ">"
     for key in keys:
         file.seek(8, io.SEEK_CUR)
         raw[key] = file.read(sizes[key])
-    return tensors(root, lambda storage: raw[storage[2]], "<")
+    bytewise = ("Untyped", "Byte", "Char", "Bool")  # which are written as they lie in memory
+    return tensors(
+        root, lambda storage: (raw[storage[2]], native if kind(storage) in bytewise else "<")
+    )
 
 
 def safetensors(content):
