@@ -66,7 +66,10 @@ def test_every_single_wrong_byte_is_refused_or_harmless(target):
         data[position] ^= 0x55
         target.write_bytes(data)
         try:
-            read = dict(read_checkpoint(target))
+            checkpoint = read_checkpoint(target)
+            for name in checkpoint.unlisted:
+                checkpoint.verify(name)
+            read = dict(checkpoint)
         except CheckpointError:
             continue
         assert sorted(map(repr, read.values())) == [
