@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edgeconv.convolution import DepthwiseConvolution
     from edgeconv.layout import Ring
 
-    Opened = tuple[Callable[..., int], Callable[..., int], type[Ring]]
+    Compiled = tuple[Callable[..., int], Callable[..., int], type[Ring]]
 
 _REFUSED, _IN_USE = -1, -2  # those of `kernels`, without importing Numba
 _IMPORTED = package_stamp()
@@ -80,7 +80,7 @@ class Stream:
         self._frame_shape = (conv.channels,) if batch_size is None else (rows, conv.channels)
         self._cache_shape = (rows, conv.channels, conv.kernel_size - 1)
         self._dimensions = len(self._frame_shape)  # of a frame
-        self._step, self._process, ring_of = _opened(self._dimensions)
+        self._step, self._process, ring_of = _compiled(self._dimensions)
         self._ring = ring = ring_of(rows, conv.channels, conv.kernel_size)
         self._state = (conv._taps, ring.memory, conv.channels, self._latency)
 
@@ -383,7 +383,7 @@ class Stream:
         """Push whole signals (B, T, C), and at their end what `flush` pushes, piece by piece.
 
         A piece is some rows, or some frames of one row, converted and computed while no signal
-        handler runs.
+        handler runs. What lies beyond a row's own frames in `y` is left as it is, or becomes zeros.
         """
         batch_size, n_frames, channels = x.shape
         taps = channels * self._conv.kernel_size
@@ -434,17 +434,17 @@ class Stream:
         return f"{self._conv}, stream opened with batch_size={self._batch_size}"
 
 
-_ready: dict[int, Opened] = {}
+_ready: dict[int, Compiled] = {}
 """What streams need, by the number of dimensions of a frame."""
 
 
-def _opened(dimensions: int) -> Opened:
+def _compiled(dimensions: int) -> Compiled:
     """Return the kernels and the ring for frames of so many dimensions.
 
     Whatever signal handlers raise meanwhile: neither Numba nor LLVM would survive that.
     """
 
-    def prepare() -> Opened:
+    def prepare() -> Compiled:
         from edgeconv import kernels, layout
 
         kernels.copy_rows(1)
