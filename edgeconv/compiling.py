@@ -54,8 +54,7 @@ class _Cache:
     def __init__(self, function: Any) -> None:
         # What this process imported: by the first compilation another version may be in its place.
         modules = function.__globals__, globals(), vars(vectors)
-        specs = [module["__spec__"] for module in modules]
-        self._sources = [spec.loader.get_data(spec.origin) for spec in specs]
+        self._sources = [m["__loader__"].get_data(m["__file__"]) for m in modules]
         self._function = function.__name__
         self.cache_path: str | None = None
 
