@@ -134,6 +134,11 @@ def test_what_a_handler_raises_is_no_lack_of_a_table(conv, tmp_path, monkeypatch
     assert stream.frames_in == 0
 
 
+def test_memory_of_other_kinds_is_no_map(conv):
+    x, out = (np.frombuffer(bytearray(2**20), np.float32)[: T * C].reshape(T, C) for _ in range(2))
+    assert conv.stream().process(x, out=out) is out
+
+
 def test_a_private_map_shares_nothing(conv, tmp_path):
     noise(T, C).tofile(tmp_path / "x")
     x = mapped(tmp_path / "x").reshape(T, C)

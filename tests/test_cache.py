@@ -264,6 +264,19 @@ def test_what_a_signal_handler_raises_is_no_fault_of_the_cache(cache, source, is
     call()
 
 
+@pytest.mark.parametrize(("place", "name"), [(Path, "read_bytes"), (os, "fsync"), (os, "open")])
+def test_a_timeout_is_no_fault(cache, source, monkeypatch, place, name):
+    def late(*_):
+        raise TimeoutError
+
+    module = imported(source)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, late)
+        with pytest.raises(TimeoutError):
+            called(module)
+    assert called(imported(source)) == (3, [])
+
+
 def no_directory(cache):
     cache.write_text("a file in its place")
 
