@@ -15,7 +15,7 @@ import pytest
 from interrupting import interrupted_at
 from reference import same_bits
 
-from edgeconv import DepthwiseConvolution, compiling, kernels, vectors
+from edgeconv import DepthwiseConvolution, compiling, files, kernels, vectors
 
 ROOT = Path(__file__).parents[1]
 numba, event = compiling.numba, compiling.numba.core.event
@@ -264,7 +264,7 @@ def test_what_a_signal_handler_raises_is_no_fault_of_the_cache(cache, source, is
     call()
 
 
-@pytest.mark.parametrize(("place", "name"), [(Path, "read_bytes"), (os, "fsync"), (os, "open")])
+@pytest.mark.parametrize(("place", "name"), [(Path, "read_bytes"), (os, "fsync")])
 def test_a_timeout_is_no_fault(cache, source, monkeypatch, place, name):
     def late(*_):
         raise TimeoutError
@@ -275,6 +275,16 @@ def test_a_timeout_is_no_fault(cache, source, monkeypatch, place, name):
         with pytest.raises(TimeoutError):
             called(module)
     assert called(imported(source)) == (3, [])
+
+
+def test_nor_is_it_one_of_the_directory(tmp_path, monkeypatch):
+    def late(*_):
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", late)
+        with pytest.raises(TimeoutError):
+            files._sync_directory(tmp_path)
 
 
 def no_directory(cache):
