@@ -6,9 +6,12 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from edgeconv.layout import Ring
 
 # A parallel loop over this many multiply-adds or more pays: half a millisecond of serial work on a
 # PC, several on a board.
@@ -56,18 +59,35 @@ def process(arguments: tuple[Any, ...], work: int) -> int:
 @functools.cache
 def _in_parallel() -> Callable[..., int]:
     """Return the parallel kernel."""
-    from edgeconv import kernels
 
-    entry_point: Callable[..., int] = undisturbed(
-        lambda: kernels.process_in_parallel(3).entry_point
-    )
-    return entry_point
+    def prepare() -> Callable[..., int]:
+        from edgeconv import kernels
+
+        entry_point: Callable[..., int] = kernels.process_in_parallel(3).entry_point
+        return entry_point
+
+    return _undisturbed(prepare)
 
 
-def undisturbed(function: Callable[[], Result]) -> Result:
+@functools.cache
+def for_frames(dimensions: int) -> tuple[Callable[..., int], Callable[..., int], type[Ring]]:
+    """Return what streams need for frames of so many dimensions: `step`, `process` and `Ring`."""
+
+    def prepare() -> tuple[Callable[..., int], Callable[..., int], type[Ring]]:
+        from edgeconv import kernels, layout
+
+        kernels.copy_rows(1)
+        step, process = kernels.step(dimensions), kernels.process(dimensions + 1)
+        return step.entry_point, process.entry_point, layout.Ring
+
+    return _undisturbed(prepare)
+
+
+def _undisturbed(function: Callable[[], Result]) -> Result:
     """Call a function in a thread of its own: signal handlers raise in the main thread only.
 
-    Where one does, the function goes on, and what it has compiled is there for the next call.
+    Neither Numba nor LLVM survives an exception in the middle of importing or compiling. Where a
+    handler raises, the function goes on, and what it has compiled is there for the next call.
     """
     results: list[Result] = []
     failures: list[BaseException] = []

@@ -30,9 +30,6 @@ from edgeconv.state import StreamState
 
 if TYPE_CHECKING:
     from edgeconv.convolution import DepthwiseConvolution
-    from edgeconv.layout import Ring
-
-    Compiled = tuple[Callable[..., int], Callable[..., int], type[Ring]]
 
 _REFUSED, _IN_USE = -1, -2  # those of `kernels`, without importing Numba
 _IMPORTED = package_stamp()
@@ -80,7 +77,7 @@ class Stream:
         self._frame_shape = (conv.channels,) if batch_size is None else (rows, conv.channels)
         self._cache_shape = (rows, conv.channels, conv.kernel_size - 1)
         self._dimensions = len(self._frame_shape)  # of a frame
-        self._step, self._process, ring_of = _compiled(self._dimensions)
+        self._step, self._process, ring_of = parallel.for_frames(self._dimensions)
         self._ring = ring = ring_of(rows, conv.channels, conv.kernel_size)
         self._state = (conv._taps, ring.memory, conv.channels, self._latency)
 
@@ -432,28 +429,6 @@ class Stream:
     def _opened(self) -> str:
         """What shapes are expected by, for messages."""
         return f"{self._conv}, stream opened with batch_size={self._batch_size}"
-
-
-_ready: dict[int, Compiled] = {}
-"""What streams need, by the number of dimensions of a frame."""
-
-
-def _compiled(dimensions: int) -> Compiled:
-    """Return the kernels and the ring for frames of so many dimensions.
-
-    Whatever signal handlers raise meanwhile: neither Numba nor LLVM would survive that.
-    """
-
-    def prepare() -> Compiled:
-        from edgeconv import kernels, layout
-
-        kernels.copy_rows(1)
-        step, process = kernels.step(dimensions), kernels.process(dimensions + 1)
-        return step.entry_point, process.entry_point, layout.Ring
-
-    if dimensions not in _ready:
-        _ready[dimensions] = parallel.undisturbed(prepare)
-    return _ready[dimensions]
 
 
 def _restored(

@@ -57,19 +57,30 @@ class Guarded:
 
     def numpy(self, kind):
         """Return a NumPy whose new arrays are placed."""
-        empty = lambda *arguments: self.place(np.empty(*arguments), kind)  # noqa: E731 - a word for a line
+
+        def empty(*arguments):
+            return self.place(np.empty(*arguments), kind)
+
         return SimpleNamespace(**vars(np) | {"empty": empty})
 
     def patched(self, kind):
         """Have the library's own arrays placed."""
-        owned = lambda *shape: self.place(np.zeros(shape, np.float32), kind)  # noqa: E731 - a word for a line
+
+        def owned(*shape):
+            return self.place(np.zeros(shape, np.float32), kind)
+
         return mock.patch.object(layout, "_zeros", owned)
 
     def outputs(self, conv, rng):
         """Yield what a module gives in every way: `expected` does the same without guards."""
         C, K = conv.channels, conv.kernel_size
-        frames = lambda *shape: self.place(rng.standard_normal(shape, np.float32), "x")  # noqa: E731 - a word for a line
-        blank = lambda *shape: self.place(np.zeros(shape, np.float32), "out")  # noqa: E731 - a word for a line
+
+        def frames(*shape):
+            return self.place(rng.standard_normal(shape, np.float32), "x")
+
+        def blank(*shape):
+            return self.place(np.zeros(shape, np.float32), "out")
+
         with self.patched("taps"):
             conv._taps  # noqa: B018 - packs them
         with self.patched("state"):

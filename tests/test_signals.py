@@ -12,7 +12,7 @@ import pytest
 from interrupting import TickError, interrupted_at
 from reference import same_bits
 
-from edgeconv import DepthwiseConvolution, kernels
+from edgeconv import DepthwiseConvolution, kernels, parallel
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -183,7 +183,7 @@ def test_no_handler_disturbs_the_compiler(monkeypatch, raised):
     """It runs elsewhere, and goes on; the call that was interrupted can be repeated."""
     conv = DepthwiseConvolution(4, 3, rng=0)
     conv.stream()
-    monkeypatch.setattr("edgeconv.stream._ready", {})
+    parallel.for_frames.cache_clear()
     compiled, interrupted, finished = [], threading.Event(), threading.Event()
     step = kernels.step
 
@@ -218,7 +218,7 @@ def test_what_the_compiler_raises_comes_out(monkeypatch):
 
     conv = DepthwiseConvolution(4, 3, rng=0)
     with monkeypatch.context() as patch:
-        patch.setattr("edgeconv.stream._ready", {})
+        parallel.for_frames.cache_clear()
         patch.setattr(kernels, "step", failing)
         with pytest.raises(RuntimeError, match="no compiler"):
             conv.stream()
