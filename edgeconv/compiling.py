@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -18,6 +19,7 @@ import numba
 from numba import float32, int64, types
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
+from numba.np.ufunc import parallel as numba_parallel
 
 from edgeconv import vectors
 from edgeconv.files import is_fault, replacing
@@ -109,15 +111,24 @@ def _directories() -> list[Path]:
 def _write(path: Path, content: bytes) -> OSError | None:
     """Write a file; return what is in the way."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_directory(path.parent)
         path.unlink(missing_ok=True)  # whose permissions may have been what was wrong with it
         with replacing(path) as file:
+            os.fchmod(file.fileno(), os.fstat(file.fileno()).st_mode & 0o755)
             file.write(content)
     except OSError as error:
         if not is_fault(error):
             raise
         return error
     return None
+
+
+def _make_directory(path: Path) -> None:
+    """Make a directory, and what it lies in, to which nobody else may write, whatever the umask."""
+    if not path.is_dir():
+        _make_directory(path.parent)
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            path.mkdir(0o755)
 
 
 def _digest(name: str, content: bytes) -> bytes:
@@ -184,6 +195,12 @@ def compiled_for(**options: Any) -> Callable[[Any], Callable[[int], Any]]:
     return decorate
 
 
-def n_threads() -> int:
-    """Return how many threads a parallel loop would use, here and now."""
-    return int(numba.get_num_threads())
+def thread_counter() -> Callable[[], int]:
+    """Start Numba's threads; return what tells how many a parallel loop would use, here and now.
+
+    That is not `numba.get_num_threads`, which takes a lock in Python code each time: an exception
+    from a signal handler would leave it taken, and all other threads waiting.
+    """
+    numba.get_num_threads()
+    counter: Callable[[], int] = numba_parallel._get_num_threads
+    return counter

@@ -8,16 +8,17 @@ class TickError(Exception):
     """What the handler raises."""
 
 
-def interrupted_at(number, call, raised=TickError):
+def interrupted_at(number, call, raised=TickError, within="edgeconv."):
     """Call, but raise before the library's bytecode of that number; return whether there was one.
 
-    A handler runs between two bytecodes: these are all places at which it can raise.
+    A handler runs between two bytecodes: these are all places at which it can raise. Those of other
+    modules count where `within` is empty.
     """
     left = number
 
     def count(frame, kind, _):
         nonlocal left
-        frame.f_trace_opcodes = frame.f_globals["__name__"].startswith("edgeconv.")
+        frame.f_trace_opcodes = frame.f_globals["__name__"].startswith(within)
         if kind == "opcode":
             left -= 1
             if left == 0:

@@ -287,6 +287,18 @@ def test_nor_is_it_one_of_the_directory(tmp_path, monkeypatch):
             files._sync_directory(tmp_path)
 
 
+def test_only_the_owner_can_write_there(cache, source, monkeypatch):
+    monkeypatch.setattr(compiling, "_directories", lambda: [cache / "below"])
+    umask = os.umask(0)  # as daemons set it
+    try:
+        called(imported(source))
+    finally:
+        os.umask(umask)
+    made = [cache, *cache.rglob("*")]
+    assert len(made) == 3
+    assert [path.stat().st_mode & 0o022 for path in made] == [0, 0, 0]
+
+
 def no_directory(cache):
     cache.write_text("a file in its place")
 

@@ -715,8 +715,8 @@ def test_without_its_compiler_numba_is_no_use(arguments, here, monkeypatch, caps
     np.save("x.npy", np.ones((3, 8)))
     for kernel in (kernels.step, kernels.process, kernels.process_in_parallel):
         kernel.cache_clear()
-    parallel.for_frames.cache_clear()
-    parallel._in_parallel.cache_clear()
+    parallel.for_frames.forget()
+    parallel._in_parallel.forget()
     monkeypatch.setattr(kernels.numba.config, "DISABLE_JIT", 1)
     assert error_of(capsys, *arguments) == ("unset NUMBA_DISABLE_JIT: nothing here runs uncompiled")
     assert not Path("new.npz").exists()

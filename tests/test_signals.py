@@ -4,6 +4,8 @@ import contextlib
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from time import perf_counter
@@ -16,6 +18,7 @@ from reference import same_bits
 from edgeconv import DepthwiseConvolution, kernels, parallel
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+ROOT = Path(__file__).parents[1]
 
 
 HERE = globals()
@@ -185,22 +188,20 @@ def test_no_handler_disturbs_the_compiler(monkeypatch, raised):
     """It runs elsewhere, and goes on; the call that was interrupted can be repeated."""
     conv = DepthwiseConvolution(4, 3, rng=0)
     conv.stream()
-    parallel.for_frames.cache_clear()
-    compiled, interrupted, finished = [], threading.Event(), threading.Event()
+    parallel.for_frames.forget()
+    compiling, interrupted = [], threading.Event()
     step = kernels.step
 
-    def compiling(dimensions):
-        if not compiled:
-            compiled.append(threading.current_thread())
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
-            interrupted.wait()
-            finished.set()
+    def slow(dimensions):
+        compiling.append(threading.get_ident())
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+        interrupted.wait()
         return step(dimensions)
 
     def handler(*_):
         raise raised
 
-    monkeypatch.setattr(kernels, "step", compiling)
+    monkeypatch.setattr(kernels, "step", slow)
     before = signal.signal(signal.SIGALRM, handler)
     try:
         with pytest.raises(raised):
@@ -209,9 +210,100 @@ def test_no_handler_disturbs_the_compiler(monkeypatch, raised):
         signal.signal(signal.SIGALRM, before)
     interrupted.set()
     assert conv.stream().step(np.zeros(8, np.float32)) is None
-    assert compiled[0] is not threading.main_thread()
-    assert finished.wait()
-    compiled[0].join()
+    assert len(compiling) == 1
+    assert compiling[0] != threading.main_thread().ident
+
+
+def test_an_interrupt_anywhere_leaves_no_lock_behind(monkeypatch):
+    """Neither in this library nor in what it calls: threads and the next call go on."""
+    made = []
+    make = parallel._Undisturbed(lambda: made.append(1) or "made")
+    number = 1
+    while interrupted_at(number, make, within=""):
+        assert make() == "made"
+        make.forget()
+        number += 1
+    assert number > 30
+    assert len(made) >= number - 1
+    assert not parallel._working.locked()
+
+    monkeypatch.setattr(parallel, "PARALLEL_WORK", 0)
+    conv = DepthwiseConvolution(4, 3, causal=True, rng=0)
+    x = np.random.default_rng(0).standard_normal((1, 5, 8), np.float32)
+    expected, outputs, number = conv(x)[0], [], 1
+    while interrupted_at(number, lambda: conv(x), within=""):
+        number += 5
+    thread = threading.Thread(target=lambda: outputs.append(conv(x)[0]), daemon=True)
+    thread.start()
+    thread.join(60)  # for ever, if there were a lock that nobody gives up
+    assert same_bits(outputs[0], expected)
+
+
+def test_threads_that_open_the_first_streams_share_one_compilation(monkeypatch):
+    conv = DepthwiseConvolution(4, 3, rng=0)
+    conv.stream()
+    compiling, all_wait = [], threading.Event()
+    step = kernels.step
+
+    def slow(dimensions):
+        compiling.append(dimensions)
+        all_wait.wait()
+        return step(dimensions)
+
+    monkeypatch.setattr(kernels, "step", slow)
+    parallel.for_frames.forget()
+    threads = [threading.Thread(target=conv.stream) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while not compiling:
+        pass
+    all_wait.set()
+    for thread in threads:
+        thread.join()
+    assert compiling == [1]
+
+
+def printed(program):
+    """Run a program; return what it prints."""
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+EXIT = """
+import os, signal, threading
+from edgeconv import parallel
+
+going_on = threading.Event()
+
+@parallel._Undisturbed
+def work():
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    going_on.wait()
+    print("worked", flush=True)
+
+try:
+    work()
+except KeyboardInterrupt:
+    child = os.fork()
+    if child:
+        print("the child's status:", os.waitpid(child, 0)[1], flush=True)
+        going_on.set()
+"""
+
+
+def test_the_end_of_a_process_waits_for_its_own_compiler():
+    assert printed(EXIT) == "the child's status: 0\nworked\n"
+
+
+def test_threads_with_small_stacks_are_no_concern_of_the_compiler():
+    program = """
+import threading
+from edgeconv import DepthwiseConvolution
+threading.stack_size(2**15)
+DepthwiseConvolution(4, 3).stream()
+print(threading.stack_size())
+"""
+    assert printed(program) == f"{2**15}\n"
 
 
 def test_what_the_compiler_raises_comes_out(monkeypatch):
@@ -220,7 +312,7 @@ def test_what_the_compiler_raises_comes_out(monkeypatch):
 
     conv = DepthwiseConvolution(4, 3, rng=0)
     with monkeypatch.context() as patch:
-        parallel.for_frames.cache_clear()
+        parallel.for_frames.forget()
         patch.setattr(kernels, "step", failing)
         with pytest.raises(RuntimeError, match="no compiler"):
             conv.stream()

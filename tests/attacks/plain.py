@@ -99,12 +99,12 @@ def tensors(root, stored):
 
 def rebuilt(function, arguments, stored):
     """Make the array that a call describes; None for what is not listed."""
-    function = function.removeprefix("torch._utils._rebuild_")
-    function = function.removeprefix("torch._tensor._rebuild_")
+    for module in ("torch._utils", "torch._tensor", "torch.tensor"):
+        function = function.removeprefix(f"{module}._rebuild_")
     if function in ("parameter", "parameter_with_state"):
         inner = arguments[0]
         return rebuilt(inner.of, inner.arguments, stored)
-    if function == "from_type_v2":
+    if function in ("from_type", "from_type_v2"):
         return rebuilt(arguments[0].of, arguments[2], stored)
     if function not in ("tensor", "tensor_v2", "tensor_v3"):
         return None
