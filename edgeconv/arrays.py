@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, ParamSpec, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,9 @@ from numpy.typing import NDArray
 _TABLE = Path("/proc/self/maps")  # what is mapped where in this process
 _HAS_TABLE = os.access(_TABLE, os.R_OK)
 FLOAT32 = np.dtype(np.float32)  # the one object that NumPy's own arrays have
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
 def is_array(value: object) -> TypeGuard[NDArray[Any]]:
@@ -49,13 +54,31 @@ def float_array(name: str, value: object) -> NDArray[Any]:
     raise TypeError(f"`{name}` must be a NumPy array of floats, got {described(value)}{hint}")
 
 
+def ignoring_float_errors(function: Callable[P, Result]) -> Callable[P, Result]:
+    """Have a function compute without warnings.
+
+    In a context of its own, of which NumPy 2 makes its error state a part: an exception from a
+    signal handler can leave that unrestored, but not the caller's.
+    """
+
+    def ignoring(*args: P.args, **kwargs: P.kwargs) -> Result:
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Result:
+        return contextvars.copy_context().run(ignoring, *args, **kwargs)
+
+    return call
+
+
+@ignoring_float_errors
 def as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
     """Return an array of floats in aligned, C-contiguous float32: itself where it is that already.
 
     Finite values beyond the range of float32 become infinite.
     """
-    with np.errstate(all="ignore"):
-        converted = np.require(np.asarray(array), FLOAT32, ["C", "A"])
+    converted = np.require(np.asarray(array), FLOAT32, ["C", "A"])
     return converted.view(FLOAT32)  # an equal type may be another object, after unpickling say
 
 
@@ -191,10 +214,10 @@ def check_rows(rows: object, batch_size: int | None) -> NDArray[np.int64]:
 
 
 def _integers(name: str, value: object) -> NDArray[np.integer[Any]]:
-    """Return integers as an array; a TypeError for anything else."""
+    """Return integers as an array, a copy; a TypeError for anything else."""
     if is_array(value) or is_integer(value) or isinstance(value, list | tuple | range):
         try:
-            array = np.asarray(value, None if np.size(value) else np.int64)
+            array = np.array(value, None if np.size(value) else np.int64)
         except ValueError:  # lists of different lengths
             array = np.empty(0)
         if array.dtype.kind in "iu":

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeconv.arrays import ignoring_float_errors
+
 if TYPE_CHECKING:
     from edgeconv.convolution import DepthwiseConvolution
 
@@ -59,6 +61,7 @@ def signal(channels: int, kernel_size: int) -> NDArray[np.float32]:
     return x
 
 
+@ignoring_float_errors
 def cases(conv: DepthwiseConvolution) -> list[tuple[DepthwiseConvolution, NDArray[np.float32]]]:
     """Return what is run: a module on `signal`, and without its bias on 2**-126 of that.
 
@@ -68,8 +71,7 @@ def cases(conv: DepthwiseConvolution) -> list[tuple[DepthwiseConvolution, NDArra
     x = signal(conv.channels, conv.kernel_size)
     state = {"conv.weight": conv.weight, "conv.bias": np.zeros_like(conv.bias)}
     unbiased = type(conv).from_state_dict(state, causal=conv.causal)
-    with np.errstate(all="ignore"):
-        return [(conv, x), (unbiased, x * np.float32(2.0**-126))]
+    return [(conv, x), (unbiased, x * np.float32(2.0**-126))]
 
 
 def of_outputs(outputs: Iterable[NDArray[np.float32]]) -> str:
@@ -80,6 +82,7 @@ def of_outputs(outputs: Iterable[NDArray[np.float32]]) -> str:
     return digest.hexdigest()
 
 
+@ignoring_float_errors
 def check_arithmetic() -> None:
     """Raise a FloatingPointError if this process makes the processor round in another way.
 
@@ -88,9 +91,8 @@ def check_arithmetic() -> None:
     smallest, one = SPECIAL[2], np.float32(1)
     # Halfway from 1 to the next number, and from there to the one after it.
     tie, next_tie, even = (np.float32(n * 2.0**-24) for n in (1, 3, 4))
-    with np.errstate(all="ignore"):
-        if smallest * one != 0 and one + tie == one and one + next_tie == one + even:
-            return
+    if smallest * one != 0 and one + tie == one and one + next_tie == one + even:
+        return
     raise FloatingPointError(
         "this process must round to nearest and keep subnormal numbers, got one that does not; "
         "look for what sets the processor so: a library built with -ffast-math, or "

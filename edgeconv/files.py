@@ -26,7 +26,7 @@ def as_text(name: str, path: object) -> str:
 
 def package_stamp() -> list[tuple[str, int, int]]:
     """Return what changes when another version of this package takes its place."""
-    files = sorted(Path(__file__).parent.glob("*.py*"))
+    files = sorted(filter(Path.exists, Path(__file__).parent.glob("*.py*")))
     return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeconv import digest
-from edgeconv.arrays import described, is_integer
+from edgeconv.arrays import described, ignoring_float_errors, is_integer
 from edgeconv.checkpoint import CheckpointError, converted, read_checkpoint
 from edgeconv.checkpoint.error import naming
 from edgeconv.convolution import DepthwiseConvolution
@@ -111,6 +111,7 @@ def _definition(conv: DepthwiseConvolution, x: NDArray[np.float32]) -> NDArray[n
     return y
 
 
+@ignoring_float_errors
 def _fused(
     a: NDArray[np.float32], b: NDArray[np.float32], c: NDArray[np.float32]
 ) -> NDArray[np.float32]:
@@ -121,11 +122,10 @@ def _fused(
     Melquiond, Emulation of FMA and correctly rounded sums: proved algorithms using rounding to
     odd, 2008), so that rounding it again, to float32, gives what rounding once gives.
     """
-    with np.errstate(all="ignore"):
-        product = a.astype(np.float64) * b
-        total = product + c
-        added = total - product
-        error = (product - (total - added)) + (c - added)  # Knuth's exact error of the sum
-        is_even = total.view(np.int64) % 2 == 0
-        odd = np.nextafter(total, np.copysign(np.inf, error))
-        return np.where(is_even & (np.abs(error) > 0), odd, total).astype(np.float32)
+    product = a.astype(np.float64) * b
+    total = product + c
+    added = total - product
+    error = (product - (total - added)) + (c - added)  # Knuth's exact error of the sum
+    is_even = total.view(np.int64) % 2 == 0
+    odd = np.nextafter(total, np.copysign(np.inf, error))
+    return np.where(is_even & (np.abs(error) > 0), odd, total).astype(np.float32)

@@ -142,7 +142,8 @@ class Stream:
         else:
             n_outputs = _REFUSED
         if n_outputs < 0:
-            self._explain(n_outputs, self._n_outputs(1), "must have the same number of outputs")
+            even = self._n_outputs(self._ring.frames_in, 1)
+            self._explain(n_outputs, even, "must have the same number of outputs")
             shape = self._frame_shape
             n_outputs = self._run_checked(self._step, "frame", frame, shape, y, shape)
         return y if n_outputs else None
@@ -203,11 +204,12 @@ class Stream:
             return out
         expected = (*self._frame_shape[:-1], "T", self._frame_shape[-1])
         n_frames = chunk.shape[-2] if is_array(chunk) and chunk.ndim > 1 else 0
-        valid, counts = _ALL_FRAMES, self._n_outputs(n_frames)
+        frames_in = self._ring.frames_in.copy()
+        valid, counts = _ALL_FRAMES, self._n_outputs(frames_in, n_frames)
         if lengths is not None:
             check_shape("chunk", float_array("chunk", chunk), expected, self._opened)
             valid = check_lengths(lengths, self._batch_size, n_frames)
-            counts = self._n_outputs(valid)
+            counts = self._n_outputs(frames_in, valid)
         shape = (*self._frame_shape[:-1], int(counts.max()), self._frame_shape[-1])
         y = np.empty(shape, np.float32) if out is None else out
         answer = _REFUSED
@@ -217,7 +219,11 @@ class Stream:
             if lengths is None:
                 self._explain(answer, self._ring.frames_in, "must be at the same frame")
             self._run_checked(self._process, "chunk", chunk, expected, y, shape, 0, valid)
-        return y if lengths is None else (y, counts)
+        if lengths is None:
+            return y
+        if (self._ring.frames_in != frames_in + valid).any():  # the counts are not those of `y`
+            raise self._ring.in_use()
+        return y, counts
 
     def _are_plain(self, chunk: Any, y: Any) -> bool:
         """Tell whether the kernels can take these arrays if their sizes are right."""
@@ -349,9 +355,11 @@ class Stream:
             f"<Stream of {self._conv}, batch_size={self._batch_size}, {self.frames_in} frames in>"
         )
 
-    def _n_outputs(self, n_frames: int | NDArray[np.int64]) -> NDArray[np.int64]:
+    def _n_outputs(
+        self, frames_in: NDArray[np.int64], n_frames: int | NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         """Return how many outputs of each row become final with `n_frames` more frames."""
-        ready = self._ring.frames_in - self._latency
+        ready = frames_in - self._latency
         counts: NDArray[np.int64] = np.maximum(0, ready + n_frames) - np.maximum(0, ready)
         return counts
 

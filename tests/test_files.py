@@ -6,6 +6,7 @@ import stat
 
 import pytest
 
+from edgeconv import files
 from edgeconv.files import replacing
 
 
@@ -110,3 +111,11 @@ def test_a_file_system_that_cannot_sync_a_directory(tmp_path, monkeypatch):
         file.write(b"abc")
     assert len(calls) == 2
     assert (tmp_path / "file").read_bytes() == b"abc"
+
+
+def test_a_link_that_leads_nowhere_is_no_part_of_the_package(tmp_path, monkeypatch):
+    """Emacs makes such links while a file is edited."""
+    (tmp_path / "files.py").touch()
+    (tmp_path / ".#files.py").symlink_to("somebody@somewhere.1")
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "files.py"))
+    assert [name for name, _, _ in files.package_stamp()] == ["files.py"]

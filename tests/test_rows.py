@@ -241,6 +241,24 @@ def test_wrong_rows(rows, error, text):
         DepthwiseConvolution(2, 3).stream().reset(rows=0)
 
 
+def test_rows_that_change_while_they_are_looked_at(monkeypatch):
+    """What a signal handler or another thread does to the caller's array does not reach memory."""
+    conv = DepthwiseConvolution(2, 3, causal=True, rng=0)
+    stream = conv.stream(batch_size=2)
+    stream.process(np.ones((2, 5, 4), np.float32))
+    rows = np.array([1])
+    unique = np.unique
+
+    def and_then_change(array):
+        found = unique(array)
+        rows[0] = 10**9
+        return found
+
+    monkeypatch.setattr(np, "unique", and_then_change)
+    stream.reset(rows=rows)
+    assert stream.frames_in.tolist() == [5, 0]
+
+
 def test_no_rows_at_all():
     stream = DepthwiseConvolution(2, 3, rng=0).stream(batch_size=2)
     stream.process(np.ones((2, 5, 4), np.float32))

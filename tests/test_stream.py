@@ -345,6 +345,25 @@ def test_frames_between_reading_a_state_and_replacing_it_are_an_error(name, monk
     assert same_bits(np.concatenate(y), conv(x)[0][0])
 
 
+def test_counts_of_outputs_are_never_those_of_another_state(monkeypatch):
+    """Another thread starts a row anew after they were counted and before they are made."""
+    conv = DepthwiseConvolution(4, 5, causal=False, rng=0)
+    stream = conv.stream(batch_size=2)
+    x = np.ones((2, 4, 8), np.float32)
+    stream.process(x[:, :2], lengths=[2, 0])
+    are_plain = stream._are_plain
+
+    def interleaved(*arguments):
+        stream.reset(rows=0)
+        return are_plain(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "_are_plain", interleaved)
+        with pytest.raises(RuntimeError, match="a stream must be used by one thread at a time"):
+            stream.process(x, lengths=[4, 4])
+    assert stream.frames_in.tolist() == [4, 4]
+
+
 def test_most_taps_are_added_ahead_block_by_block():
     """Nothing but the time tells otherwise."""
     n_blocks, K = 11, 31

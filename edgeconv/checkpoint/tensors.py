@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeconv.arrays import is_array
+from edgeconv.arrays import ignoring_float_errors, is_array
 from edgeconv.checkpoint.error import CheckpointError, naming, shown
 from edgeconv.checkpoint.mapping import Checkpoint, TensorSpec, reading
 
@@ -246,6 +246,7 @@ def _spec(state: Mapping[str, Any], key: str) -> TensorSpec | None:
     return None
 
 
+@ignoring_float_errors
 def _float32(state: Mapping[str, Any], key: str) -> NDArray[np.float32]:
     """Copy one tensor as float32."""
     array = _as_array(state[key], key)
@@ -257,8 +258,7 @@ def _float32(state: Mapping[str, Any], key: str) -> NDArray[np.float32]:
             "a view that repeats fewer",
             EXPORT,
         )
-    with np.errstate(all="ignore"):
-        result = np.array(array, np.float32, order="C", copy=True)
+    result = np.array(array, np.float32, order="C", copy=True)
     overflows = np.isinf(result) & np.isfinite(array)
     if overflows.any():
         raise CheckpointError(
