@@ -87,7 +87,6 @@ class _Undisturbed(Generic[Result]):
     def _work(self, arguments: tuple[int, ...], outcome: _Outcome[Result]) -> None:
         """Find the outcome, unless another thread works or has found it."""
         if _working.acquire(blocking=False):
-            sys.settrace(threading.gettrace())  # of a debugger, as `threading` has it
             try:
                 if not outcome.is_known:
                     outcome.results.append(self._function(*arguments))
@@ -122,10 +121,16 @@ def _start(function: Callable[..., None], *arguments: object) -> None:
     try:
         if is_small:
             _thread.stack_size(STACK)
-        _thread.start_new_thread(function, arguments)
+        _thread.start_new_thread(lambda: _run(function, *arguments), ())
     finally:
         if is_small:
             _thread.stack_size(size)
+
+
+def _run(function: Callable[..., None], *arguments: object) -> None:
+    """Call a function in a new thread; debuggers follow it as they do those of `threading`."""
+    sys.settrace(threading.gettrace())
+    function(*arguments)
 
 
 @atexit.register

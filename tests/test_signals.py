@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 from time import perf_counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -279,6 +280,32 @@ def printed(program):
     """Run a program; return what it prints."""
     command = [sys.executable, "-c", program]
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def test_what_another_thread_has_made_or_makes_is_not_made_again():
+    made = []
+    make = parallel._Undisturbed(lambda: made.append(1))
+    make()
+    parallel._run(make._work, (), make._outcomes[()])
+    with parallel._working:
+        make._work((), parallel._Outcome())
+    assert made == [1]
+
+
+def test_the_size_of_other_threads_stacks_stays():
+    before = threading.stack_size(2**15)
+    try:
+        assert parallel._Undisturbed(lambda: 3)() == 3
+        assert threading.stack_size() == 2**15
+    finally:
+        threading.stack_size(before)
+
+
+def test_the_end_waits_as_long_as_the_compiler_works(monkeypatch):
+    answers = [False, True, True]
+    monkeypatch.setattr(parallel, "_working", SimpleNamespace(locked=answers.pop))
+    parallel._finish()
+    assert not answers
 
 
 EXIT = """
