@@ -29,7 +29,7 @@ import numba
 import numpy as np
 from numba import prange
 
-from edgeconv.compiling import compiled, compiled_for, thread_counter
+from edgeconv.compiling import compiled, compiled_for
 from edgeconv.vectors import (
     AHEAD,
     CPU,
@@ -432,6 +432,6 @@ def environment() -> dict[str, str]:
         "llvmlite": llvmlite.__version__,
         "CPU": CPU,
         "vector width": f"{LANES} float32",
-        "threads": str(thread_counter()()),
+        "threads": str(numba.get_num_threads()),
         "cache": step(1).stats.cache_path or "",
     }
