@@ -1,4 +1,4 @@
-"""What the benchmarks share: fair timing, and what machine and versions a result belongs to."""
+"""What the benchmarks share: fair timing, other versions, and what a result belongs to."""
 
 import argparse
 import datetime
@@ -6,14 +6,18 @@ import importlib.metadata
 import os
 import platform
 import random
+import re
 import time
 from pathlib import Path
 
 import numpy as np
 
+SIZES = ((512, 31), (1024, 31), (288, 31), (512, 15), (512, 7))  # (C, K)
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def arguments(description):
-    """Return a parser with the options that every benchmark has."""
+    """Return a parser with the option that every benchmark has."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -21,77 +25,70 @@ def arguments(description):
     return parser
 
 
-def facts(*packages):
-    """Return what a result belongs to: machine, versions and date."""
-    return {
-        "processor": _processor(),
+def effort(options):
+    """Return how many rounds, and seconds of each contestant in one: less than a time slice."""
+    return (1, 0.0) if options.smoke else (101, 0.001)
+
+
+def environment(root, **others):
+    """Return the environment of a process that imports the library from a checkout."""
+    return os.environ | {"PYTHONPATH": str(Path(root).resolve())} | others
+
+
+def print_facts(*packages):
+    """Print what a result belongs to: machine, versions and date."""
+    names = "model name|cpu family|model|CPU implementer|CPU part"
+    first, *_ = Path("/proc/cpuinfo").read_text().split("\n\n")
+    processor = [" ".join(pair) for pair in re.findall(rf"^({names})\s*:\s*(.*)$", first, re.M)]
+    installed = {found.name: found.version for found in importlib.metadata.distributions()}
+    facts = {
+        "processor": ", ".join([platform.machine(), *sorted(processor)]),
         "processors": f"{len(os.sched_getaffinity(0))} for this process",
         "load": f"{os.getloadavg()[0]:.1f} on average over the minute before",
         "platform": platform.platform(),
         "Python": platform.python_version(),
-        **{package: _version(package) for package in ("numpy", "numba", "llvmlite", *packages)},
+        **{name: installed.get(name, "absent") for name in ("numpy", "numba", *packages)},
         "date": datetime.date.today().isoformat(),
     }
-
-
-def _version(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
-
-
-def _processor():
-    """Return the name that Linux knows the processor by, and its numbers where it is nameless."""
-    known = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        known.setdefault(name.strip(), value.strip())
-    numbers = "cpu family", "model", "CPU implementer", "CPU part"
-    return ", ".join(
-        [known.get("model name", platform.machine())]
-        + [f"{number} {known[number]}" for number in numbers if number in known]
-    )
-
-
-def print_facts(facts):
-    """Print what `facts` returned, one line each."""
     for name, value in facts.items():
         print(f"{name:<14} {value}")
-    print()
+    print(flush=True)
 
 
-def median_times(calls, rounds, seconds):
-    """Return the median time of each call, {name: seconds}.
+def timer(call):
+    """Return a function that calls again and again, and returns the seconds."""
+
+    def run(repetitions):
+        call()  # brings its own operands into the cache
+        start = time.perf_counter()
+        for _ in range(repetitions):
+            call()
+        return time.perf_counter() - start
+
+    return run
+
+
+def median_times(timers, rounds, seconds):
+    """Return the median seconds of a call, {name: seconds}.
 
     In every round each contestant runs for about `seconds`, in random order: what the machine does
     besides hits all of them alike.
     """
-    counts = {}
-    for name, call in calls.items():
-        call()
-        start = time.perf_counter()
-        call()
-        counts[name] = max(1, int(seconds / (time.perf_counter() - start)))
-    times = {name: [] for name in calls}
+    counts = {name: max(1, int(seconds / run(1))) for name, run in timers.items()}
+    times = {name: [] for name in timers}
     order = random.Random(0)
     for _ in range(rounds):
-        for name in order.sample(list(calls), len(calls)):
-            call, repetitions = calls[name], range(counts[name])
-            call()  # brings its own operands into the cache
-            start = time.perf_counter()
-            for _ in repetitions:
-                call()
-            times[name].append((time.perf_counter() - start) / len(repetitions))
+        for name in order.sample(list(timers), len(timers)):
+            times[name].append(timers[name](counts[name]) / counts[name])
     return {name: float(np.median(taken)) for name, taken in times.items()}
 
 
-def verdict(is_met):
-    """Say whether a target is met; None where there is none."""
-    return {None: "", True: "met", False: "MISSED"}[is_met]
+def verdict(is_met, options):
+    """Say whether a target is met; nothing where there is none, or where nothing is claimed."""
+    return "" if is_met is None or options.smoke else "met" if is_met else "MISSED"
 
 
 def print_table(header, rows):
     """Print a Markdown table."""
     for row in (header, ["---"] * len(header), *rows):
-        print("| " + " | ".join(map(str, row)) + " |")
+        print("| " + " | ".join(map(str, row)) + " |", flush=True)

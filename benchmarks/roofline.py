@@ -5,243 +5,162 @@
 1. Peak: fused multiply-adds in a loop that touches registers only, written as LLVM vectors like
    the kernels; then the kernels' own tiles with operands in the first-level cache, as shares of it.
 2. A frame by itself must read K * C taps and as many values of the ring: a loop that only adds up
-   the vectors of both, laid out and sized alike, bounds the time. Beside it is the kernel of
-   `step`, which reads most of them for eight frames at once and so may stay below.
-3. What Python adds: `stream.step` around an empty compiled function in place of the kernel, beside
-   a bare call of that function.
+   the vectors of both, laid out and sized alike, bounds the time. Beside it are the kernel of
+   `step`, called from compiled code, and `step`; what lies between these two is Python's share.
 """
 
 import functools
 
-import numba
 import numpy as np
 import report
 from llvmlite import ir
-from numba import float32, int64
+from numba import int64, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from peers import SIZES
 
-from edgeconv import DepthwiseConvolution, kernels, layout, vectors
+from edgeconv import DepthwiseConvolution
+from edgeconv.kernels import compiled, ring, vectors
 
 K = 31
 # A fused multiply-add takes 4 cycles and two start in each: 8 in flight suffice, 12 are safe, and
 # 12 accumulators with both factors fit in 16 registers.
 CHAINS = 12
-REPETITIONS = 2000  # of a tile in a timed call
-CALLS = 100  # of `step` or its kernel
+REPETITIONS, CALLS = 2000, 100  # of a tile, and of the kernel of `step`, in a timed call
 PEAK_TARGET = 0.75
-OVERHEAD_TARGET = 1.5
-
-compiled = functools.partial(numba.njit, error_model="numpy")
-
-
-def _sum_of_chains(builder, count, step):
-    """Emit a loop that keeps CHAINS vectors in registers, `step` by `step`; return one float."""
-    zero = ir.Constant(vectors._VECTOR, None)
-    slots = [cgutils.alloca_once_value(builder, zero) for _ in range(CHAINS)]
-    with cgutils.for_range(builder, count) as loop:
-        for chain, slot in enumerate(slots):
-            builder.store(step(builder.load(slot), chain, loop.index), slot)
-    total = functools.reduce(builder.fadd, [builder.load(slot) for slot in slots])
-    lanes = [
-        builder.extract_element(total, ir.Constant(ir.IntType(32), lane))
-        for lane in range(vectors.LANES)
-    ]
-    return functools.reduce(builder.fadd, lanes)
+VECTOR = ir.VectorType(ir.FloatType(), vectors.LANES)
+# The frames and blocks of each.
+TILES = {"8 frames": (ring.tile_8, 8, 1), "4 frames": (ring.tile_4, 4, 1)}
+TILES |= {"1 frame, 4 blocks": (ring.tile_1_of_4_blocks, 1, 4), "1 frame": (ring.tile_1, 1, 1)}
 
 
-@intrinsic
-def _multiply_in_registers(typing, a, b, count):
-    """Run `count` fused multiply-adds in each of CHAINS registers."""
+def make_chains(reads):
+    """Make a loop over CHAINS sums in registers, of vectors from memory or of products."""
 
-    def emit(context, builder, signature, args):
-        vector = vectors._VECTOR
-        fma = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(vector, [vector] * 3),
-            f"llvm.fma.v{vectors.LANES}f32",
-        )
-        undefined = ir.Constant(vector, ir.Undefined)
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), vectors.LANES), None)
-        factors = [
-            builder.shuffle_vector(
-                builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0)),
-                undefined,
-                mask,
-            )
-            for scalar in args[:2]
-        ]
-        return _sum_of_chains(
-            builder, args[2], lambda total, chain, i: builder.call(fma, [*factors, total])
-        )
+    @intrinsic
+    def chains(typing, memory, total, count):
+        def emit(context, builder, signature, args):
+            memory, total = (builder.inttoptr(address, VECTOR.as_pointer()) for address in args[:2])
+            name, kind = f"llvm.fma.v{vectors.LANES}f32", ir.FunctionType(VECTOR, [VECTOR] * 3)
+            fma = cgutils.get_or_insert_function(builder.module, kind, name)
+            factor, zero = builder.load(memory), ir.Constant(VECTOR, None)
+            slots = [cgutils.alloca_once_value(builder, zero) for _ in range(CHAINS)]
+            with cgutils.for_range(builder, args[2]) as loop:
+                first = builder.mul(loop.index, ir.Constant(ir.IntType(64), CHAINS))
+                for chain, slot in enumerate(slots):
+                    number = builder.add(first, ir.Constant(ir.IntType(64), chain))
+                    if reads:
+                        place = builder.gep(memory, [number])
+                        new = builder.fadd(builder.load(slot), builder.load(place))
+                    else:
+                        new = builder.call(fma, [factor, factor, builder.load(slot)])
+                    builder.store(new, slot)
+            sum_ = functools.reduce(builder.fadd, [builder.load(slot) for slot in slots])
+            builder.store(sum_, total)
+            return context.get_dummy_value()
 
-    return float32(float32, float32, int64), emit
+        return types.void(*[int64] * 3), emit
+
+    return chains
 
 
-@intrinsic
-def _read(typing, address, count):
-    """Add up `count` times CHAINS vectors."""
-
-    def emit(context, builder, signature, args):
-        address, count = args
-        first = builder.inttoptr(address, vectors._VECTOR.as_pointer())
-
-        def step(total, chain, index):
-            number = builder.mul(index, ir.Constant(ir.IntType(64), CHAINS))
-            number = builder.add(number, ir.Constant(ir.IntType(64), chain))
-            vector = builder.load(builder.gep(first, [number]), align=vectors.VECTOR)
-            return builder.fadd(total, vector)
-
-        return _sum_of_chains(builder, count, step)
-
-    return float32(int64, int64), emit
+_multiply, _read = make_chains(reads=False), make_chains(reads=True)
 
 
 @compiled
-def peak(count):
-    """Run `count` times CHAINS fused multiply-adds."""
-    return _multiply_in_registers(float32(count), float32(0.5), count)
-
-
-def tile_loop(tile, n_frames):
-    """Return a compiled function that calls one of the kernels' tiles over and over."""
-
-    @compiled
-    def run(repetitions, y, taps, ring):
-        y, taps, ring = vectors.address_of(y), vectors.address_of(taps), vectors.address_of(ring)
-        for _ in range(repetitions):
-            tile(y, vectors.VECTOR, taps, taps + vectors.VECTOR, ring, K)
-
-    taps = layout._zeros(1 + K, vectors.LANES)
-    ring = layout._zeros(K + n_frames, vectors.LANES)
-    y = layout._zeros(n_frames, vectors.LANES)
-    taps[:], ring[:] = 0.5, 0.25
-    return lambda: run(REPETITIONS, y, taps, ring)
+def _peak(memory, total, count):
+    _multiply(memory.ctypes.data, total.ctypes.data, count)
 
 
 @compiled
-def read_repeatedly(repetitions, first, second, blocks, count):
-    """Add up a run of vectors of every block of two arrays, over and over."""
-    total = float32(0)
+def _read_again(repetitions, memory, total):
     for _ in range(repetitions):
-        for block in range(blocks):
-            offset = block * count * CHAINS * vectors.VECTOR
-            total += _read(vectors.address_of(first) + offset, count)
-            total += _read(vectors.address_of(second) + offset, count)
-    return total
+        _read(memory.ctypes.data, total.ctypes.data, len(memory))
+
+
+_push = compiled(ring.push)
 
 
 @compiled
-def _empty(x, out, taps, state, channels, latency):
-    return 1
+def _push_again(repetitions, x, out, taps, state, lengths):
+    for _ in range(repetitions):
+        _push(x, out, taps, state, lengths)
 
 
-def step_loop():
-    """Return a compiled function that calls the kernel of `step` over and over."""
-    step = kernels.step(1)
+def _tile_loop(tile, n_frames, n_blocks):
+    """Return a function that calls a tile over and over, once its sums are found right."""
+    rng = np.random.default_rng(0)
+    y = ring.zeros(n_frames, n_blocks, vectors.LANES)
+    taps = ring.zeros(n_blocks, 1 + K, vectors.LANES)
+    rows = ring.zeros(n_blocks, K + n_frames - 1, vectors.LANES)
+    taps[:], rows[:] = rng.random(taps.shape), rng.random(rows.shape)
+    y_stride, taps_stride, rows_stride = (array.strides[0] for array in (y, taps, rows))
 
     @compiled
-    def run(repetitions, x, out, taps, state, channels, latency):
+    def run(repetitions, y, taps, rows):
+        y, taps, rows = y.ctypes.data, taps.ctypes.data, rows.ctypes.data
         for _ in range(repetitions):
-            step(x, out, taps, state, channels, latency)
+            tile(y, y_stride, taps, taps_stride, rows, rows_stride, K)
 
-    return run
-
-
-def step_repeatedly(stream, frame, out):
-    """Call `step` again and again."""
-    for _ in range(CALLS):
-        stream.step(frame, out=out)
+    run(1, y, taps, rows)
+    for i in range(n_frames):
+        sums = taps[:, 0] + (taps[:, 1:] * rows[:, i : i + K]).sum(axis=1)
+        np.testing.assert_allclose(y[i], sums, rtol=1e-4)
+    return lambda: run(REPETITIONS, y, taps, rows)
 
 
-def call_repeatedly(function, frame, out, state):
-    """Call a compiled function again and again, as `step` does."""
-    for _ in range(CALLS):
-        function(frame, out, *state)
-
-
-def report_tiles(rounds, seconds):
-    """Print the share of the peak that each tile reaches; return whether the target is met."""
-    tiles = {
-        "8 frames": (vectors.tile_8_frames, 8),
-        "4 frames": (vectors.tile_4_frames, 4),
-        "8 frames ahead": (vectors.tile_ahead, 8),
-        "1 frame": (vectors.tile_1_frame, 1),
-    }
-    missing = {"8 frames ahead": sum(range(8))}  # taps of frames to come
-    calls = {"peak": lambda: peak(K * REPETITIONS)}
-    calls |= {name: tile_loop(*tile) for name, tile in tiles.items()}
-    counts = {"peak": CHAINS * K}
-    counts |= {name: K * n - missing.get(name, 0) for name, (_, n) in tiles.items()}
-    times = report.median_times(calls, rounds, seconds)
-    rates = {
-        name: 2e-9 * vectors.LANES * counts[name] * REPETITIONS / time
-        for name, time in times.items()
-    }
+def report_tiles(effort, options):
+    """Print the share of the peak that each tile reaches."""
+    factor, total = ring.zeros(2, vectors.LANES)
+    timers = {"peak": report.timer(lambda: _peak(factor, total, K * REPETITIONS))}
+    timers |= {name: report.timer(_tile_loop(*tile)) for name, tile in TILES.items()}
+    sums = {"peak": CHAINS} | {name: frames * blocks for name, (_, frames, blocks) in TILES.items()}
+    times = report.median_times(timers, *effort)
+    work = 2e-9 * vectors.LANES * K * REPETITIONS
+    rates = {name: work * sums[name] / seconds for name, seconds in times.items()}
     print(f"Fused multiply-adds, {vectors.LANES} lanes, K = {K}, operands in L1:\n")
-    report.print_table(
-        ["tile", "GFLOP/s", "of the peak"],
-        [[name, f"{rate:.0f}", f"{rate / rates['peak']:.0%}"] for name, rate in rates.items()],
-    )
-    return rates["8 frames"] >= PEAK_TARGET * rates["peak"]
+    table = [[name, f"{rate:.0f}", f"{rate / rates['peak']:.0%}"] for name, rate in rates.items()]
+    report.print_table(["tile", "GFLOP/s", "of the peak"], table)
+    is_met = report.verdict(rates["8 frames"] >= PEAK_TARGET * rates["peak"], options)
+    print(f"\n8 frames, {PEAK_TARGET:.0%} of the peak: {is_met}")
 
 
-def report_step(sizes, rounds, seconds):
-    """Print what a frame costs; return whether the target of the overhead is met."""
-    run = step_loop()
-    empty = kernels.compiled_for()(_empty.py_func)(1)
-    rows, overheads = [], []
+def report_step(sizes, effort):
+    """Print what a frame costs, and where."""
+    rows = []
     for channels, kernel_size in sizes:
         conv = DepthwiseConvolution(channels // 2, kernel_size, causal=True, rng=0)
-        stream, idle = conv.stream(), conv.stream()
-        idle._step = empty.entry_point
+        step = conv.stream().step
         frame = np.random.default_rng(0).standard_normal(channels, np.float32)
-        out = np.empty_like(frame)
-        taps = stream._state[0]
-        lanes = vectors.LANES
-        # One array after the other, as many whole chains as the window needs.
-        count = -(-kernel_size // CHAINS)
-        first, second = (layout._zeros(len(taps), count * CHAINS * lanes) for _ in range(2))
-        calls = {
-            "read": functools.partial(read_repeatedly, CALLS, first, second, len(taps), count),
-            "kernel": functools.partial(run, CALLS, frame, out, *stream._state),
-            "step": functools.partial(step_repeatedly, stream, frame, out),
-            "idle step": functools.partial(step_repeatedly, idle, frame, out),
-            "empty": functools.partial(call_repeatedly, empty, frame, out, stream._state),
+        out, expected = np.empty((2, channels), np.float32)
+        taps = ring.pack_taps(conv.weight, conv.bias)
+        state = ring.new_state(1, channels, kernel_size, 0)
+        arrays = frame, out, taps, state, np.empty(0, np.int64)
+        _push_again(1, *arrays)
+        if (out != step(frame, out=expected)).any():
+            raise SystemExit("the kernel and `step` differ")
+        n_chains = -(-2 * len(taps) * kernel_size // CHAINS)
+        memory, total = ring.zeros(n_chains, CHAINS, vectors.LANES), ring.zeros(vectors.LANES)
+        timers = {
+            "read": report.timer(functools.partial(_read_again, CALLS, memory, total)),
+            "kernel": report.timer(functools.partial(_push_again, CALLS, *arrays)),
+            "step": report.timer(functools.partial(step, frame, out)),
         }
-        times = report.median_times(calls, rounds, seconds)
-        times = {name: time / CALLS for name, time in times.items()}
-        read = times["read"] * kernel_size / (count * CHAINS)
-        kernel = times["kernel"]
-        overheads.append(times["idle step"] / times["empty"])
-        rows.append(
-            [channels, kernel_size, f"{2e-9 * 4 * taps.shape[0] * lanes * kernel_size / read:.0f}"]
-            + [f"{1e6 * time:.2f}" for time in (read, kernel)]
-            + [f"{kernel / read:.2f}"]
-            + [f"{1e6 * times[name]:.2f}" for name in ("step", "idle step", "empty")]
-            + [f"{overheads[-1]:.2f}"]
-        )
+        read, kernel, whole = (1e6 * t for t in report.median_times(timers, *effort).values())
+        read, kernel = read / CALLS, kernel / CALLS
+        numbers = read, kernel, kernel / read, whole, whole - kernel
+        cells = channels, kernel_size, f"{1e-3 * memory.nbytes / read:.0f}"
+        rows.append([*cells, *(f"{number:.2f}" for number in numbers)])
     print("\nOne frame, times in µs:\n")
-    header = ["C", "K", "GB/s", "read once", "kernel", "ratio", "step", "step, empty kernel"]
-    report.print_table([*header, "empty call", "ratio"], rows)
-    return max(overheads) <= OVERHEAD_TARGET
+    names = "read once", "kernel", "ratio", "`step`", "Python's share"
+    report.print_table(["C", "K", "GB/s", *names], rows)
 
 
 def main():
     """Run and print everything."""
     options = report.arguments(__doc__).parse_args()
-    report.print_facts(report.facts())
-    rounds, seconds = (1, 0.0) if options.smoke else (25, 0.01)
-    sizes = SIZES[:1] if options.smoke else SIZES
-    tile_is_met = report_tiles(rounds, seconds)
-    overhead_is_met = report_step(sizes, rounds, seconds)
-    if not options.smoke:
-        print(f"\nThe tile reaches {PEAK_TARGET:.0%} of the peak: {report.verdict(tile_is_met)}")
-        print(
-            f"`step` without its kernel takes at most {OVERHEAD_TARGET} times an empty call: "
-            + report.verdict(overhead_is_met)
-        )
+    report.print_facts()
+    report_tiles(report.effort(options), options)
+    report_step(report.SIZES[: 1 if options.smoke else None], report.effort(options))
 
 
 if __name__ == "__main__":

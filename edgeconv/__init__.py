@@ -2,29 +2,11 @@
 
 from edgeconv.checkpoint import CheckpointError, read_checkpoint
 from edgeconv.convolution import DepthwiseConvolution
-from edgeconv.proof import VerificationError, verify
-from edgeconv.state import StreamState, load_state, save_state
-from edgeconv.stream import Stream
-from edgeconv.streams import Streams
-from edgeconv.weights import Convolution, convert, find_convolutions, load, load_all, save
+from edgeconv.digest import VerificationError
+from edgeconv.state_dict import Convolution
+from edgeconv.weights import convert, find_convolutions, load, load_all, save, verify
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "CheckpointError",
-    "Convolution",
-    "DepthwiseConvolution",
-    "Stream",
-    "StreamState",
-    "Streams",
-    "VerificationError",
-    "convert",
-    "find_convolutions",
-    "load",
-    "load_all",
-    "load_state",
-    "read_checkpoint",
-    "save",
-    "save_state",
-    "verify",
-]
+__all__ = ["CheckpointError", "Convolution", "DepthwiseConvolution", "VerificationError", "convert"]
+__all__ += ["find_convolutions", "load", "load_all", "read_checkpoint", "save", "verify"]

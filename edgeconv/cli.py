@@ -1,64 +1,60 @@
 """The command line: its words, its errors and its exit statuses."""
 
-from __future__ import annotations
-
 import argparse
 import errno
 import io
 import os
 import secrets
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import edgeconv
-from edgeconv import listing, machine
-from edgeconv.checkpoint import CheckpointError, read_checkpoint
-from edgeconv.checkpoint.converted import causality
-from edgeconv.checkpoint.tensors import weight_and_bias
-from edgeconv.demo import demo
-from edgeconv.proof import VerificationError, verify
-from edgeconv.run import CHUNK, run
-from edgeconv.terminal import CommandError, explaining_compilation, printable, table
-from edgeconv.weights import convert, load
+from edgeconv import __version__, machine, weights
+from edgeconv.checkpoint.error import printable
+from edgeconv.digest import VerificationError
+from edgeconv.state_dict import parents_of, unusable
+from edgeconv.terminal import CommandError, compiling, table
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
 DESCRIPTION = """\
 Run the depthwise convolutions of streaming speech recognisers without PyTorch.
 
-From an ESPnet checkpoint to frames, in three steps:
-
-  edgeconv inspect valid.loss.best.pth
-      lists its convolutions, such as
-      encoder.encoders.blocks.0.depthwise_conv_mod
-  edgeconv convert valid.loss.best.pth small.npz --causal
-      copies them to a small file that also says that they are causal
-  edgeconv run small.npz features.npy -o output.npy \\
-      --prefix encoder.encoders.blocks.0.depthwise_conv_mod
-      streams a recording, float frames (T, C), through one of them
+  edgeconv inspect valid.loss.best.pth                      lists its convolutions
+  edgeconv convert valid.loss.best.pth small.npz --causal   copies them to a small file
+  edgeconv verify small.npz                                 proves that this machine runs them right
 
 No checkpoint at hand? `edgeconv demo` goes the whole way on one that ships.
 """
-RUN_EXAMPLE = DESCRIPTION[DESCRIPTION.index("run small") : DESCRIPTION.index("\n      streams")]
-CAUSAL = (
-    "whether the convolutions are causal, which a PyTorch file does not say. ESPnet's "
-    "configuration does: --causal with `dynamic_chunk_training: true`, else --no-causal"
-)
+CAUSAL = "with ESPnet's `dynamic_chunk_training: true` --causal, else --no-causal"
+ASSUMED = """\
+Assumed, as a file does not tell: stride 1, dilation 1, as many groups as channels. A
+Conv1d(1, 64, 25) looks alike. In ESPnet's blocks they are conv_mod.depthwise_conv of a Conformer,
+conv_mod.conv of a Branchformer, conv_mod.conv and depthwise_conv_mod.conv of an E-Branchformer.
+"""
+NEXT = """\
+next: edgeconv convert {} {}.converted.npz --causal
+      (or --config config.yaml, or --no-causal without dynamic_chunk_training: true)"""
+EMPTY = "''"  # how a prefix of no characters is shown
 CHECKPOINT = "a .pth, .safetensors or .npz file"
 REMEDIES = {
     errno.ENOENT: "check the path; its directory must exist",
-    errno.EISDIR: "give the path of a file",
-    errno.EACCES: "check its permissions",
     errno.ENOSPC: "free some space, or write to another disk",
-    errno.EFBIG: "raise the limit on file sizes, or write to another disk",
+    errno.EBUSY: "or write to another path",
 }
+WORDS = {"`causal=True`": "--causal", "`causal=False`": "--no-causal", "`prefix`": "--prefix"}
+WORDS |= {"`prefixes`": "--prefix", "`config`": "--config", "`source`": "SRC", "`target`": "DST"}
+WORDS |= {
+    "`seed`": "--seed",
+    "`causal`": "--causal or --no-causal",
+}  # the library's, and what they are called here
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; return its exit status: 0, 1 after an error, 130 after Ctrl-C.
-
-    A wrong command line, `--help` and `--version` end in argparse's `SystemExit` instead.
-    """
+    """Run one command line; return its exit status: 0, 1 after an error, 130 after Ctrl-C."""
+    for name in ("stdin", "stdout", "stderr"):  # in this order they take the numbers 0, 1 and 2
+        if getattr(sys, name) is None:  # as cron and systemd may have it
+            setattr(sys, name, Path(os.devnull).open("r+"))  # noqa: SIM115 - for good
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # not every terminal can write µ
     try:
@@ -68,169 +64,125 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # `edgeconv inspect FILE | head -1`: the reader has what it wanted
-        _discard_output()
+        return 130  # 128 + SIGINT, as shells count
     except OSError as error:
-        if error.filename is None:
-            _discard_output()
-        remedy = REMEDIES.get(error.errno or 0, "check the path and the disk")
+        if error.filename is None:  # Python would try again to write, and complain, when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 0  # `edgeconv inspect FILE | head -1`: the reader has what it wanted
         name = "output" if error.filename is None else error.filename or "''"
+        remedy = REMEDIES.get(error.errno or 0, "check the path, its permissions and the disk")
         return _fail(f"{name}: {error.strerror or error}; {remedy}")
-    except (CommandError, CheckpointError, VerificationError, FloatingPointError) as error:
+    except (CommandError, ValueError, ImportError, VerificationError) as error:
         return _fail(str(error))
     return 0
 
 
 def _fail(message: str) -> int:
     """Say in one line what went wrong; return the exit status."""
+    for word, own in WORDS.items():
+        message = message.replace(word, own)
     print(f"edgeconv: error: {printable(message)}", file=sys.stderr)
     return 1
 
 
-def _discard_output() -> None:
-    """Drop what cannot be written: Python would try again, and complain, when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("edgeconv", description=DESCRIPTION, formatter_class=layout)
-    parser.add_argument("--version", action="version", version=f"edgeconv {edgeconv.__version__}")
+    parser.add_argument("--version", action="version", version=f"edgeconv {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(
-        function: Callable[[argparse.Namespace], object], example: str, summary: str
-    ) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = commands.add_parser(
-            example.split()[0],
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=f"example:\n  edgeconv {example}",
-            formatter_class=layout,
+    def add(function: Callable[[argparse.Namespace], None], example: str, summary: str) -> Any:
+        name, epilog = example.split()[0], f"example:\n  edgeconv {example}"
+        command = commands.add_parser(
+            name, help=summary, description=summary, epilog=epilog, formatter_class=layout
         )
-        added.set_defaults(command=function, parser=added)
-        return added
+        command.set_defaults(command=function)
+        return command.add_argument
 
-    command = add(
-        lambda options: listing.inspect(options.file, options.tensors),
-        "inspect valid.loss.best.pth",
-        "list the depthwise convolutions in a checkpoint, and what to do next",
-    )
-    command.add_argument("file", metavar="FILE", help=CHECKPOINT)
-    command.add_argument("--tensors", action="store_true", help="list every tensor as well")
+    argument = add(_inspect, "inspect valid.loss.best.pth", "list a checkpoint's convolutions")
+    argument("file", metavar="FILE", help=CHECKPOINT)
+    argument("--tensors", action="store_true", help="list every tensor as well")
 
-    command = add(
-        _convert,
-        "convert valid.loss.best.pth small.npz --causal",
-        "copy convolutions to a small file that any NumPy can read",
-    )
-    command.add_argument("file", metavar="SRC", help=CHECKPOINT)
-    command.add_argument("target", metavar="DST", help="the .npz file to write")
+    example = "convert valid.loss.best.pth small.npz --causal"
+    argument = add(_convert, example, "copy convolutions to a small file that any NumPy can read")
+    argument("source", metavar="SRC", help=CHECKPOINT)
+    argument("target", metavar="DST", help="the .npz file to write")
     help_ = "a convolution to copy; may be given several times (default: all)"
-    command.add_argument("--prefix", action="append", metavar="P", help=help_)
-    command.add_argument("--causal", action=argparse.BooleanOptionalAction, help=CAUSAL)
-    help_ = "the config.yaml of ESPnet that states it, and kernel sizes to check (needs PyYAML)"
-    command.add_argument("--config", metavar="YAML", help=help_)
+    argument("--prefix", action="append", metavar="P", help=help_)
+    argument("--causal", action=argparse.BooleanOptionalAction, help=CAUSAL)
+    help_ = "the config.yaml of ESPnet that states it (needs PyYAML)"
+    argument("--config", metavar="YAML", help=help_)
 
-    command = add(
-        _verify,
-        "verify small.npz",
-        "check that this machine computes the same bits as the one that converted a file",
-    )
-    command.add_argument("file", metavar="FILE", help="an .npz file that `convert` wrote")
-    command.add_argument("--prefix", metavar="P", help="only this convolution")
-    help_ = "decides where signals are cut into chunks (default: a random number)"
-    command.add_argument("--seed", type=_natural, metavar="N", help=help_)
+    summary = "check that this machine computes the bits of the one that converted a file"
+    argument = add(_verify, "verify small.npz", summary)
+    argument("file", metavar="FILE", help="an .npz file that `convert` wrote")
+    argument("--prefix", metavar="P", help="only this convolution")
+    help_, seed = "decides where signals are cut into chunks", secrets.randbelow(2**32)
+    argument("--seed", type=int, metavar="N", help=help_, default=seed)
 
-    command = add(_run, RUN_EXAMPLE, "stream a recording of any length through a convolution")
-    command.add_argument("file", metavar="WEIGHTS", help=CHECKPOINT)
-    help_ = "float frames (T, C), or (B, T, C) for B signals"
-    command.add_argument("input", metavar="INPUT.npy", help=help_)
-    help_ = "float32 frames of the same shape"
-    command.add_argument("-o", "--output", metavar="OUTPUT.npy", required=True, help=help_)
-    help_ = "frames at a time, with the same result for any (default: %(default)s)"
-    command.add_argument("--chunk", type=_positive, default=CHUNK, metavar="N", help=help_)
-    help_ = "which convolution, if WEIGHTS holds several"
-    command.add_argument("--prefix", metavar="P", help=help_)
-    command.add_argument("--causal", action=argparse.BooleanOptionalAction, help=CAUSAL)
-
-    add(lambda _: demo(), "demo", "go the whole way on a checkpoint and a recording that ship")
-    command = add(
-        lambda options: machine.bench(options.json),
-        "bench --json",
-        "measure the time per frame on this machine",
-    )
-    command.add_argument("--json", action="store_true", help="print it for a program to read")
+    add(lambda _: machine.demo(), "demo", "go the whole way on files that ship")
+    summary = "measure the time per frame on this machine"
+    argument = add(lambda options: machine.bench(options.json), "bench --json", summary)
+    argument("--json", action="store_true", help="print it for a program to read")
     add(lambda _: machine.doctor(), "doctor", "check that this machine can run convolutions")
     return parser
 
 
-def _positive(text: str) -> int:
-    """Parse a number of frames."""
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive number of frames, got {text!r}")
-    return number
-
-
-def _natural(text: str) -> int:
-    """Parse a seed."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be 0 or a positive number, got {text!r}")
-    return int(text)
+def _inspect(options: argparse.Namespace) -> None:
+    """Print the convolutions in a file, all tensors if wanted, and the next command."""
+    checkpoint, found, stated = weights.opened(options.file)
+    entries, size = checkpoint.entries, checkpoint.size
+    print(f"{printable(options.file)}: {checkpoint.format}, {len(checkpoint)} tensors, ", end="")
+    print(f"{size / 1e6:.2f} MB\n")
+    if options.tensors:
+        specs = [(name, entry.dtype, entry.shape) for name, entry in entries.items()]
+        print(table([("tensor", "dtype", "shape"), *specs]), end="\n\n")
+    own = weights.FORMAT  # a converted file's description
+    others = {name: e for name, e in entries.items() if e.read is None and name != own}
+    if others:
+        share = sum(entry.n_bytes for entry in others.values()) / size
+        some = ", ".join(f"{name} ({entry.dtype})" for name, entry in [*others.items()][:3])
+        some += ", ..." * (len(others) > 3)
+        print(printable(f"not read: {len(others)} of other types, {share:.0%} of the file: {some}"))
+        print()
+    rows: list[tuple[object, ...]] = []
+    for prefix, channels, kernel_size in found.values():
+        (parent,) = parents_of(checkpoint, prefix)
+        dtype, bias = entries[f"{parent}weight"].dtype, f"{parent}bias" in entries
+        causal = {True: "yes", False: "no", None: "?"}[stated.get(prefix, {}).get("causal")]
+        rows += [
+            (prefix or EMPTY, channels, kernel_size, dtype, "yes" if bias else "zeros", causal)
+        ]
+    if rows:
+        header = "convolution", "channels", "kernel size", "dtype", "bias", "causal"
+        print(table([header, *rows]), end="\n\n")
+    if reasons := unusable(checkpoint):
+        lines = [printable(f"  {prefix or EMPTY}: {reason}") for prefix, reason in reasons.items()]
+        print("left out:", *lines, sep="\n", end="\n\n")
+    if not found:
+        raise CommandError(f"{options.file}: {weights.NONE}, found none")
+    print(ASSUMED)
+    file, stem = (printable(shlex.quote(x)) for x in (options.file, Path(options.file).stem))
+    print(f"next: edgeconv verify {file}" if stated else NEXT.format(file, stem))
 
 
 def _convert(options: argparse.Namespace) -> None:
     """Write a converted checkpoint."""
-    causal = _causal(options) if options.config is None else options.causal
-    try:
-        with explaining_compilation():
-            written = convert(
-                options.file,
-                options.target,
-                prefixes=options.prefix,
-                causal=causal,
-                config=options.config,
-            )
-    except (ValueError, ImportError) as error:  # a prefix given twice, PyYAML is missing, ...
-        raise CommandError(str(error)) from error
-    rows = [(prefix or "''", channels, taps) for prefix, channels, taps in written]
+    files = options.source, options.target
+    with compiling():
+        written, left_out = weights.copy(*files, options.prefix, options.causal, options.config)
+    for prefix, reason in left_out.items():
+        print(printable(f"edgeconv: left out {prefix or EMPTY}: {reason}"), file=sys.stderr)
+    rows = [(prefix or EMPTY, *geometry) for prefix, *geometry in written]
     print(table([("convolution", "channels", "kernel size"), *rows]))
     print(f"\nwritten to {printable(options.target)}")
 
 
 def _verify(options: argparse.Namespace) -> None:
     """Compare digests."""
-    seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-    with explaining_compilation():
-        digests = verify(options.file, options.prefix, seed=seed)
-    rows = [(prefix or "''", digest) for prefix, digest in digests.items()]
+    with compiling():
+        digests = weights.verify(options.file, options.prefix, seed=options.seed)
+    rows = [(prefix or EMPTY, digest) for prefix, digest in digests.items()]
     print(table([("convolution", "digest of its outputs, as recorded"), *rows]))
-    print(f"\nThe same bits here, offline and streamed in all ways (--seed {seed}).")
-
-
-def _run(options: argparse.Namespace) -> None:
-    """Stream a file through a convolution."""
-    for source in (options.file, options.input):
-        if Path(options.output).exists() and Path(options.output).samefile(source):
-            raise CommandError(f"{options.output}: is also an input; write to another file")
-    conv = load(options.file, options.prefix, _causal(options))
-    shape = run(conv, options.input, options.output, options.chunk)
-    print(f"{printable(options.output)}: float32 {shape}")
-
-
-def _causal(options: argparse.Namespace) -> bool | None:
-    """Return what the command line states, which it must unless the file does."""
-    causal: bool | None = options.causal
-    if causal is None:
-        checkpoint = read_checkpoint(options.file)
-        if not causality(checkpoint):
-            wanted = [options.prefix] if isinstance(options.prefix, str) else options.prefix
-            for prefix in wanted or ():
-                weight_and_bias(checkpoint, prefix)  # that there is none is the better thing to say
-            file = printable(options.file)
-            config = "--config config.yaml, " if "config" in options else ""
-            options.parser.error(f"{file} does not say: give {config}--causal or --no-causal")
-    return causal
+    print(f"\nThe same bits here, offline and streamed in all ways (--seed {options.seed}).")

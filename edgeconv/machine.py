@@ -1,38 +1,35 @@
-"""`edgeconv doctor` and `edgeconv bench`: what this machine is, and how fast."""
+"""`edgeconv doctor`, `bench` and `demo`: what this machine is, how fast, and that it works."""
 
-from __future__ import annotations
-
-import datetime
+import itertools
 import json
+import os
 import platform
-import struct
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
-import edgeconv
+from edgeconv import __version__
 from edgeconv.convolution import DepthwiseConvolution
-from edgeconv.digest import check_arithmetic
-from edgeconv.terminal import CommandError, explaining_compilation, progress, table
+from edgeconv.terminal import CommandError, compiling, table
+from edgeconv.weights import convert, load
 
-POINTER_BITS = 8 * struct.calcsize("P")
 FRAMES_PER_SECOND = 25  # of ESPnet's encoders: a frame every 10 ms, subsampled by 4
-SIZES = ((256, 15), (288, 31), (512, 7), (512, 15), (512, 31), (1024, 31))  # (C, K)
-OFFLINE_FRAMES = 1000
+SIZES = ((256, 15), (512, 7), (512, 31), (1024, 31))  # (C, K)
 SECONDS = 0.1  # for each size and way to run, so a few seconds for all
-MINIMUM_CALLS = 20
+CHECKPOINT, RECORDING = "espnet-streaming-encoder.pth", "recording.npz"
+TOLERANCE = 1e-5  # of the largest output; both round at most 32 times for each
 
 
 def time_calls(call: Callable[[], object], seconds: float) -> tuple[int, float, float]:
     """Call for so many seconds; return how often, the median time and the 99th percentile."""
-    for _ in range(3):
-        call()
     times: list[float] = []
     end = perf_counter() + seconds
-    while perf_counter() < end or len(times) < MINIMUM_CALLS:
+    while perf_counter() < end or len(times) < 20:
         start = perf_counter()
         call()
         times.append(perf_counter() - start)
@@ -41,117 +38,102 @@ def time_calls(call: Callable[[], object], seconds: float) -> tuple[int, float, 
 
 
 def doctor() -> None:
-    """Print what matters of this machine and a verdict; a CommandError if streams do not work."""
-    _print_facts(_versions())
-    if POINTER_BITS != 64:
-        raise CommandError(
-            f"Python must be a 64-bit one, found {POINTER_BITS} bits; install a 64-bit system"
-        )
+    """Print what matters of this machine and a verdict."""
+    print(*(f"{name:<10}{value}" for name, value in facts().items()), sep="\n")
     start = perf_counter()
-    try:
-        with explaining_compilation():
-            from edgeconv import kernels
+    with compiling():
+        from edgeconv.kernels import ring
 
-            imported = perf_counter()
-            DepthwiseConvolution(64, 31, causal=True).stream()
-            compiled = perf_counter()
-            facts = kernels.environment()
-            is_new = any(k.stats.cache_misses for k in (kernels.step(1), kernels.process(2)))
-            DepthwiseConvolution(64, 31, causal=True).stream(batch_size=1)
-            kernels.process_in_parallel(3)
-            finished = perf_counter()
-    except CommandError:
-        raise
-    except Exception as error:  # whatever it is that stops Numba, the user is to see a remedy
-        raise CommandError(
-            f"Numba must compile a stream, found {error!r}; install it again"
-        ) from error
-    check_arithmetic()
-    obstacle = _obstacle(facts["cache"])
-    facts["cache writable"] = f"no: {obstacle}" if obstacle else "yes"
-    facts["Numba import"] = f"{imported - start:.2f} s"
-    origin = "compiled" if is_new else "from the cache"
-    facts["first stream"] = f"{compiled - imported:.2f} s, {origin}"
-    facts["other kernels"] = f"{finished - compiled:.2f} s, for batches and whole signals"
-    _print_facts(facts)
+        try:
+            kernels = [*map(ring.kernel, (1, 2, 3)), ring.parallel_kernel()]
+        except Exception as error:  # whatever it is that stops Numba, the user is to see a remedy
+            remedy = "install numba and llvmlite again, or empty their cache"
+            raise CommandError(f"Numba must compile, found {error!r}; {remedy}") from error
+    origin = "compiled" if any(kernel.stats.cache_misses for kernel in kernels) else "cached"
+    print(f"kernels   ready after {perf_counter() - start:.2f} s, {origin}")
+    print(f"cache     {kernels[0].stats.cache_path or 'none: every process compiles anew'}")
     print("\nedgeconv works on this machine.")
-    if obstacle and is_new:
-        print("Every process compiles anew: set NUMBA_CACHE_DIR to a directory it can write to.")
 
 
 def bench(as_json: bool) -> None:
     """Print the time per frame for common sizes, one frame at a time, in chunks and offline."""
-    results = []
-    with progress("bench", len(SIZES)) as show:
-        for done, (channels, kernel_size) in enumerate(SIZES):
-            show(done)
-            for way, n_frames, call in _ways(channels, kernel_size):
-                calls, median, late = time_calls(call, SECONDS)
-                results.append(
-                    {
-                        "channels": channels,
-                        "kernel_size": kernel_size,
-                        "frames": way,
-                        "calls": calls,
-                        "median_us": 1e6 * median / n_frames,
-                        "percentile_99_us": 1e6 * late / n_frames,
-                        "times_real_time": n_frames / FRAMES_PER_SECOND / median,
-                    }
-                )
-    from edgeconv import kernels
-
-    facts = _versions() | kernels.environment() | {"date": datetime.date.today().isoformat()}
+    header = ("channels", "taps", "frames", "calls", "median_us", "percentile_99_us", "x_real_time")
+    rows: list[tuple[Any, ...]] = []
+    for channels, kernel_size in SIZES:
+        conv = DepthwiseConvolution(channels // 2, kernel_size, causal=True, rng=0)
+        x = np.random.default_rng(0).standard_normal((1000, channels), np.float32)
+        with compiling():
+            stream = conv.stream()
+        for n in (1, 16, 64, 1000):
+            chunk, out = x[:n], np.empty_like(x[:n])
+            calls, *times = time_calls(lambda: stream.process(chunk, out), SECONDS)  # noqa: B023
+            median, late = (round(1e6 * time / n, 2) for time in times)
+            speed = round(1e6 / FRAMES_PER_SECOND / median)
+            rows.append((channels, kernel_size, n, calls, median, late, speed))
     if as_json:
-        print(json.dumps({"machine": facts, "results": results}, indent=1))
-        return
-    _print_facts(facts)
-    print(f"\nTime per frame of one convolution; real time is {FRAMES_PER_SECOND} frames/s.\n")
-    header = ("channels", "taps", "frames", "calls", "median µs", "99 % µs", "x real time")
-    rows = [
-        (*what, f"{median:.2f}", f"{late:.2f}", f"{speed:,.0f}")
-        for *what, median, late, speed in (result.values() for result in results)
-    ]
-    print(table([header, *rows]))
+        results = [dict(zip(header, row, strict=True)) for row in rows]
+        print(json.dumps({"machine": facts(), "results": results}, indent=1))
+    else:
+        print(*(f"{name:<10}{value}" for name, value in facts().items()), sep="\n")
+        print(f"\nTime per frame of one convolution; real time is {FRAMES_PER_SECOND} frames/s.\n")
+        print(table([header, *rows]))
 
 
-def _ways(channels: int, kernel_size: int) -> list[tuple[str, int, Callable[[], object]]]:
-    """Return the ways to run one size: a name, the frames of a call, and the call."""
+def facts() -> dict[str, str]:
+    """Return what a report needs of versions and of the processor; Numba is not imported."""
+    packages = {name: version(name) for name in ("numpy", "numba", "llvmlite")}
+    cpu = f"{os.cpu_count()} x {platform.processor() or platform.machine()}"
+    own = {"edgeconv": __version__, **packages, "Python": platform.python_version()}
+    return {**own, "system": platform.platform(), "CPU": cpu}
+
+
+def demo() -> None:
+    """Convert, load, stream and measure; a CommandError if an output is wrong."""
+    package = Path(__file__).parent
+    places = (package / "shipped", package.parent / "weights")  # installed, and in a checkout
+    directory = next((place for place in places if (place / RECORDING).is_file()), None)
+    if directory is None:
+        raise CommandError(f"{RECORDING} must be in {package}; reinstall edgeconv")
+    with np.load(directory / RECORDING) as archive:
+        recording = dict(archive)
+    prefix, x, expected = str(recording["prefix"]), recording["inputs"], recording["outputs"]
+    lengths, frame_time = recording["chunk_lengths"], 1 / float(recording["frames_per_second"])
+    print(
+        "A streaming ESPnet encoder with its initial weights: it is NOT TRAINED and transcribes\n"
+        "nothing. Its architecture, its checkpoint and PyTorch's arithmetic are real.\n"
+    )
+    with tempfile.TemporaryDirectory() as temporary, compiling():
+        small = Path(temporary) / "small.npz"
+        for name, channels, kernel_size in convert(directory / CHECKPOINT, small, causal=True):
+            _say("found", f"{name:<36} {channels:5} channels, {kernel_size} taps")
+        _say("converted", f"{CHECKPOINT} to small.npz: {small.stat().st_size / 1e6:.2f} MB")
+        conv = load(small, prefix)
+        stream, (offline, _) = conv.stream(), conv(x[np.newaxis])
+    _say("streamed", f"{RECORDING}: {len(x)} frames that entered {prefix}")
+    _say("", f"in PyTorch, in {len(lengths)} chunks, {len(x) * frame_time:.1f} s of speech\n")
+
+    difference, largest = np.abs(offline[0] - expected).max(), np.abs(expected).max()
+    agrees = bool(difference <= TOLERANCE * largest)
+    _say("PyTorch", f"largest difference {difference:.2g} of outputs up to {largest:.2g}")
     rng = np.random.default_rng(0)
-    conv = DepthwiseConvolution(channels // 2, kernel_size, causal=True, rng=rng)
-    x = rng.standard_normal((OFFLINE_FRAMES, channels), np.float32)
-    out = np.empty_like(x)
-    with explaining_compilation():
-        conv(x[np.newaxis])
-        stream = conv.stream()
-    return [
-        ("1", 1, partial(stream.step, x[0], out[0])),
-        ("16", 16, partial(stream.process, x[:16], out[:16])),
-        ("64", 64, partial(stream.process, x[:64], out[:64])),
-        (f"{len(x)} offline", len(x), partial(conv, x[np.newaxis])),
-    ]
+    cuts = [np.sort(rng.integers(len(x), size=rng.integers(len(x)))) for _ in range(20)]
+    cuts += [np.arange(1, len(x)), np.cumsum(lengths)[:-1]]
+    is_same = True
+    for cut in cuts:
+        y = np.concatenate([*map(stream.process, np.split(x, cut)), stream.flush()])
+        is_same &= y.tobytes() == offline.tobytes()
+    _say("same bits", "frame by frame, in PyTorch's chunks, in chunks cut at random 20")
+    _say("", f"times, and offline: {'yes' if is_same else 'NO'}\n")
+
+    frames, out = itertools.cycle(x), np.empty(conv.channels, np.float32)
+    calls, median, late = time_calls(lambda: stream.step(next(frames), out), 10 * SECONDS)
+    _say("time a frame", f"median {median * 1e6:.1f} µs, 99th percentile {late * 1e6:.1f} µs")
+    _say("", f"({calls:,} calls of `step`; {conv.channels} channels, {conv.kernel_size} taps)")
+    _say("real time", f"{frame_time / median:,.0f} times faster, at {1 / frame_time:.0f} frames/s")
+    _say("", "(this one convolution, not a recogniser)")
+    if not (agrees and is_same):
+        raise CommandError("demo: outputs are not what they must be; run `edgeconv doctor`")
 
 
-def _versions() -> dict[str, str]:
-    """Return what is known without Numba."""
-    return {
-        "edgeconv": edgeconv.__version__,
-        "Python": platform.python_version(),
-        "NumPy": np.__version__,
-        "platform": platform.platform(),
-    }
-
-
-def _print_facts(facts: dict[str, str]) -> None:
-    for name, value in facts.items():
-        print(f"{name:<16}{value or 'none'}")
-
-
-def _obstacle(directory: str) -> str | None:
-    """Say why the cache cannot be written, by creating and removing a file in it."""
-    if not directory:
-        return "there is none"
-    try:
-        with tempfile.NamedTemporaryFile(dir=directory, prefix="edgeconv-"):
-            return None
-    except OSError as error:
-        return error.strerror
+def _say(what: str, text: str) -> None:
+    print(f"{what:<14}{text}")

@@ -1,186 +1,109 @@
-"""One signal, or a batch of them in step, through a convolution: by frames or by chunks."""
+"""Signals through a convolution: by frames, by chunks, or whole."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy import ndarray
 from numpy.typing import NDArray
 
-from edgeconv import parallel
-from edgeconv.arrays import (
+from edgeconv.arguments import (
     FLOAT32,
     as_float32,
-    check_cache,
-    check_lengths,
     check_out,
-    check_rows,
     check_shape,
     described,
-    float_array,
-    is_array,
-    is_integer,
-    owns_memory,
+    float32,
+    integers,
 )
-from edgeconv.files import package_stamp
-from edgeconv.state import StreamState
+from edgeconv.kernels import ring
+from edgeconv.kernels.vectors import LANES
 
 if TYPE_CHECKING:
     from edgeconv.convolution import DepthwiseConvolution
 
-_REFUSED, _IN_USE = -1, -2  # those of `kernels`, without importing Numba
-_IMPORTED = package_stamp()
-_ALL_FRAMES = np.empty(0, np.int64)  # for the kernels: no row gets less than the chunk
+Frames: TypeAlias = NDArray[np.float32]
+Floats: TypeAlias = NDArray[np.floating[Any]]
+Lengths: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
+IN_USE = "a stream must be used by one thread at a time, got a call during another"
+ALL_FRAMES = np.empty(0, np.int64)  # for the kernel: every row takes the whole chunk
+ALL_FRAMES.flags.writeable = False
+# Multiply-adds of one call, during which Ctrl-C waits: 15 ms on a PC. From here on threads pay:
+# on a busy machine, two were up to 27 times slower than one on shorter work.
+PIECE = 1 << 28
+FRAME = 1 << 12  # what a frame costs beside its multiply-adds, in these
+ROWS = 64  # of a batch at a time: their rings take 16 MB at C = 512, K = 31
+_gate = np.zeros(1, np.int64)  # compiled code alone closes it: no signal handler leaves it closed
 
 
 class Stream:
     """
-    The state of one signal on its way through a module; `DepthwiseConvolution.stream` opens it.
+    One signal, or a batch in step, through a module; `DepthwiseConvolution.stream` opens it.
 
-    Notes
-    -----
-    Outputs are bit-identical to those of the module called on the whole signal, for every way of
-    cutting it into frames and chunks. Neither work per frame nor the state grows. A stream belongs
-    to one thread at a time; its module may be shared.
-
-    The latest frames lie in a ring whose every row is written twice, so that each window of K
-    frames is one run of memory, and no frame costs more because the ring wraps. Ring and counters
-    change in one call into compiled code or not at all, whatever signal handlers raise.
-
-    An `out` that overlaps the input is an error, even as another map of the same file or shared
-    memory. To notice that, a call looks up what is mapped where, which takes about a millisecond,
-    if the memory of both is not NumPy's own.
+    Outputs are those of the module called on the whole signal, bit for bit, however it is cut. A
+    stream belongs to one thread at a time, which a RuntimeError says. If a signal handler raises
+    during `step` or `process`, the call has happened or it has not, and `frames_in` tells.
     """
 
     def __init__(self, conv: DepthwiseConvolution, batch_size: int | None) -> None:
-        # These import Numba, which only those who convolve wait for. Kernels trust their callers:
-        # those of another version, which was installed meanwhile, must not be theirs.
-        if "edgeconv.kernels" not in sys.modules and package_stamp() != _IMPORTED:
-            raise RuntimeError("edgeconv was replaced after this process began: start it again")
-        from edgeconv.convolution import DepthwiseConvolution
-
-        if not isinstance(conv, DepthwiseConvolution):
-            raise TypeError(f"`conv` must be a DepthwiseConvolution, got {described(conv)}")
         if batch_size is not None:
-            if not is_integer(batch_size):
-                raise TypeError(f"`batch_size` must be an integer, got {described(batch_size)}")
-            if batch_size < 1:
-                raise ValueError(f"`batch_size` must be positive, got {batch_size}")
-            batch_size = int(batch_size)
-        self._conv = conv
-        self._latency = 0 if conv.causal else (conv.kernel_size - 1) // 2
-        self._batch_size = batch_size
-        rows = 1 if batch_size is None else batch_size
-        self._frame_shape = (conv.channels,) if batch_size is None else (rows, conv.channels)
-        self._cache_shape = (rows, conv.channels, conv.kernel_size - 1)
-        self._dimensions = len(self._frame_shape)  # of a frame
-        self._step, self._process, ring_of = parallel.for_frames(self._dimensions)
-        self._ring = ring = ring_of(rows, conv.channels, conv.kernel_size)
-        self._state = (conv._taps, ring.memory, conv.channels, self._latency)
-
-    @property
-    def latency(self) -> int:
-        """Frames by which the output lags the input: 0 if causal, else ``(K - 1) // 2``."""
-        return self._latency
+            batch_size = int(integers("batch_size", batch_size, 1, 2**31))
+        self._conv, self._batch_size = conv, batch_size
+        self._leading = () if batch_size is None else (batch_size,)
+        self._frame_shape = (*self._leading, conv.channels)
+        self.latency = conv.latency
+        self._missing = max(0, LANES - conv.channels)  # channels, up to a whole vector
+        dimensions = len(self._frame_shape)
+        geometry = conv.channels + self._missing, conv.latency, dimensions
+        self._memory = ring.new_state(batch_size or 1, *geometry, conv._taps)
+        self._headers = self._memory.view(np.int64)
+        self._frames_in = self._headers[:, ring.FRAMES_IN]
+        self._step, self._process = ring.kernel(dimensions), ring.kernel(dimensions + 1)
 
     @property
     def frames_in(self) -> int | NDArray[np.int64]:
         """Frames taken since the start of the signal; with a batch (B,) int64."""
-        return self._counter(self._ring.frames_in)
+        return self._frames_in.copy() if self._leading else int(self._frames_in[0])
 
     @property
     def frames_out(self) -> int | NDArray[np.int64]:
         """Frames returned since the start of the signal; with a batch (B,) int64."""
-        return self._counter(np.maximum(self._ring.frames_in - self.latency, 0))
+        frames = np.maximum(0, self._frames_in - self.latency)
+        return frames if self._leading else int(frames[0])
 
-    def _counter(self, frames: NDArray[np.int64]) -> int | NDArray[np.int64]:
-        return int(frames[0]) if self._batch_size is None else frames.copy()
-
-    def step(
-        self, frame: NDArray[np.floating[Any]], out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32] | None:
+    def step(self, frame: Floats, out: Frames | None = None) -> Frames | None:
         """
-        Take one frame; return the output frame that is now final.
+        Take a frame of floats, (C,), or (B, C) with a batch; return the output that is now final.
 
-        Parameters
-        ----------
-        frame : ndarray of floats, (C,), or (B, C) with a batch
-            Computed in float32.
-        out : ndarray, float32, C-contiguous, the same shape, optional
-            Where to write the output. It may not overlap `frame`.
-
-        Returns
-        -------
-        ndarray, float32, the same shape, or None
-            `out` or a new array. None while the latency is unmet: `out` is then untouched.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is not as described. The stream is then as before the call.
+        It is None while the latency is unmet, else a new array, float32, of the same shape, or
+        `out`, which must be C-contiguous and may not overlap `frame`. Other arguments are a
+        TypeError or ValueError, and the stream is as before the call.
         """
         y = np.empty(self._frame_shape, np.float32) if out is None else out
-        # Spelled out, because each call from here would add a tenth to the time of a short step.
-        if (
-            type(frame) is ndarray
-            and type(y) is ndarray
-            and frame.dtype is FLOAT32
-            and y.dtype is FLOAT32
-            and frame.ndim == y.ndim == self._dimensions
-            and y.flags.writeable
-            and (
-                (base := y.base) is None
-                or (type(base) is ndarray and base.base is None)
-                or owns_memory(frame)
-            )
-        ):
-            taps, memory, channels, latency = self._state
-            n_outputs = self._step(frame, y, taps, memory, channels, latency)
-        else:
-            n_outputs = _REFUSED
-        if n_outputs < 0:
-            even = self._n_outputs(self._ring.frames_in, 1)
-            self._explain(n_outputs, even, "must have the same number of outputs")
-            shape = self._frame_shape
-            n_outputs = self._run_checked(self._step, "frame", frame, shape, y, shape)
-        return y if n_outputs else None
-
-    @overload
-    def process(
-        self, chunk: NDArray[np.floating[Any]], out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]: ...
-
-    @overload
-    def process(
-        self,
-        chunk: NDArray[np.floating[Any]],
-        out: NDArray[np.float32] | None = None,
-        *,
-        lengths: Sequence[int] | NDArray[np.integer[Any]],
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+        n = self._try(self._step, frame, y)
+        if n < 0:
+            x = float32("frame", frame, self._frame_shape, self)
+            y = check_out(y, self._frame_shape, x, frame, self)
+            n = self._call(self._step, x, y, ALL_FRAMES)
+        return (y if out is None else out) if n else None
 
     def process(
-        self,
-        chunk: NDArray[np.floating[Any]],
-        out: NDArray[np.float32] | None = None,
-        *,
-        lengths: Sequence[int] | NDArray[np.integer[Any]] | None = None,
-    ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.int64]]:
+        self, chunk: Floats, out: Frames | None = None, *, lengths: Lengths | None = None
+    ) -> Any:
         """
         Take a chunk of any number of frames; return the output frames that are now final.
 
         Parameters
         ----------
         chunk : ndarray of floats, (T, C), or (B, T, C) with a batch
-            Computed in float32. T may be 0.
+            T may be 0.
         out : ndarray, float32, C-contiguous, (n, C), or (B, n, C) with a batch, optional
-            Where to write the output, with ``n = max(0, frames_in + T - latency) - frames_out``,
-            or the largest of these. It may not overlap `chunk`.
+            For the output, ``n = max(0, frames_in + T - latency) - frames_out``, or the largest.
         lengths : integers from 0 to T, (B,), optional
-            Row b takes only its first ``lengths[b]`` frames; with 0 it sits out this call.
+            Row b takes only its first ``lengths[b]`` frames; with 0 it sits out this call. Without
+            them, rows must have the same number of outputs.
 
         Returns
         -------
@@ -188,263 +111,226 @@ class Stream:
             `out` or a new array. With `lengths`, zeros after each row's own outputs.
         counts : ndarray, int64, (B,)
             Only with `lengths`: how many outputs each row has.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is not as described, or if the rows are at different frames and there
-            are no `lengths`. The stream is then as before the call.
         """
-        if (  # what follows would add a third to a short call
-            lengths is None
-            and out is not None
-            and self._are_plain(chunk, out)
-            and self._process(chunk, out, *self._state, 0, _ALL_FRAMES) >= 0
-        ):
+        if lengths is None and out is not None and self._try(self._process, chunk, out) >= 0:
             return out
-        expected = (*self._frame_shape[:-1], "T", self._frame_shape[-1])
-        n_frames = chunk.shape[-2] if is_array(chunk) and chunk.ndim > 1 else 0
-        frames_in = self._ring.frames_in.copy()
-        valid, counts = _ALL_FRAMES, self._n_outputs(frames_in, n_frames)
+        x = float32("chunk", chunk, (*self._leading, "T", self._conv.channels), self)
+        n_frames, valid = x.shape[-2], ALL_FRAMES
         if lengths is not None:
-            check_shape("chunk", float_array("chunk", chunk), expected, self._opened)
-            valid = check_lengths(lengths, self._batch_size, n_frames)
-            counts = self._n_outputs(frames_in, valid)
-        shape = (*self._frame_shape[:-1], int(counts.max()), self._frame_shape[-1])
-        y = np.empty(shape, np.float32) if out is None else out
-        answer = _REFUSED
-        if self._are_plain(chunk, y) and y.shape == shape:
-            answer = self._process(chunk, y, *self._state, 0, valid)
-        if answer < 0:
-            if lengths is None:
-                self._explain(answer, self._ring.frames_in, "must be at the same frame")
-            self._run_checked(self._process, "chunk", chunk, expected, y, shape, 0, valid)
+            if not self._leading:
+                raise ValueError("`lengths` must be None for a stream without a batch")
+            valid = integers("lengths", lengths, 0, n_frames)
+            check_shape("lengths", valid, self._leading, self)
+        taken = valid.tolist() if lengths is not None else [n_frames]
+        counts = [self._n_outputs(row, n) for row, n in enumerate(taken)]
+        shape = (*self._leading, max(counts), self._conv.channels)
+        y = np.empty(shape, np.float32) if out is None else check_out(out, shape, x, chunk, self)
+        self._call(self._process, x, y, valid)
+        y = y if out is None else out
         if lengths is None:
             return y
-        if (self._ring.frames_in != frames_in + valid).any():  # the counts are not those of `y`
-            raise self._ring.in_use()
-        return y, counts
+        for row, count in enumerate(counts):
+            y[row, count:] = 0
+        return y, np.array(counts)
 
-    def _are_plain(self, chunk: Any, y: Any) -> bool:
-        """Tell whether the kernels can take these arrays if their sizes are right."""
-        return (
-            type(chunk) is ndarray
-            and type(y) is ndarray
-            and chunk.dtype is FLOAT32
-            and y.dtype is FLOAT32
-            and chunk.ndim == y.ndim == self._dimensions + 1
-            and y.flags.writeable
-            and (y.base is None or owns_memory(y) or owns_memory(chunk))
-        )
+    def _n_outputs(self, row: int, n_frames: int) -> int:
+        """Return how many outputs `n_frames` more frames make final."""
+        ready = int(self._frames_in[row]) - self.latency
+        return max(0, ready + n_frames) - max(0, ready)
 
-    def flush(self, rows: int | Sequence[int] | None = None) -> NDArray[np.float32]:
+    def _try(self, kernel: Any, x: Any, y: Any) -> int:
+        """Call a kernel with arrays as they came: a negative answer unless it can take them."""
+        if (  # what Numba tells by itself, by an error, is not asked here
+            type(x) is type(y) is ndarray
+            and x.dtype is y.dtype is FLOAT32
+            and x.flags.c_contiguous
+            and not self._missing
+        ):
+            try:
+                return int(kernel(x, y, self._memory, ALL_FRAMES))
+            except TypeError as error:  # for an array that is read-only or misaligned
+                if "No matching definition" not in str(error):
+                    raise
+        return int(ring.REFUSED)
+
+    def _call(self, kernel: Any, x: Frames, y: Frames, lengths: Any) -> int:
+        """Call a kernel with arrays that were checked; raise what its answer stands for."""
+        if not self._missing:
+            n = int(kernel(x, y, self._memory, lengths))
+        elif np.shares_memory(x, y):
+            n = ring.REFUSED
+        else:  # zeros beside too few channels for a vector
+            wide = np.empty((*y.shape[:-1], LANES), np.float32)
+            n = int(kernel(widened(x, self._missing), wide, self._memory, lengths))
+            y[...] = wide[..., : self._conv.channels] if n > 0 else y
+        if n == ring.BUSY:
+            raise RuntimeError(IN_USE)
+        if n < 0 and (self._frames_in != self._frames_in[0]).any():
+            rows = (
+                f"rows after {self._frames_in.tolist()} frames; call `process(chunk, lengths=...)`"
+            )
+            raise ValueError(f"rows must have the same number of outputs, got {rows}")
+        if n < 0:
+            raise ValueError("`out` must not overlap the input, got two arrays that share memory")
+        return n
+
+    def flush(self, rows: int | Sequence[int] | None = None) -> Frames:
         """
         End the signal: return the outputs that still waited for frames, then start anew.
 
-        Parameters
-        ----------
-        rows : int or integers, optional
-            Only these rows of the batch; the others go on.
-
-        Returns
-        -------
-        ndarray, float32, (n, C), or (len(rows), n, C) with a batch
-            The last ``min(latency, frames_in)`` outputs, for which zeros follow the signal. Where
-            rows have different numbers of them, zeros after each row's own: look at `frames_in`
-            before. The rows are then as after `reset`.
+        There are ``min(latency, frames_in)``, (n, C), or (len(rows), n, C) with a batch and zeros
+        after each row's own. `rows`, an integer or several, are those to end; the others go on.
         """
-        chosen = check_rows(rows, self._batch_size)
-        latest, frames_in = self._ring.read(chosen)
-        n = min(self.latency, int(frames_in.max(initial=0)))
-        batch_size = None if self._batch_size is None else len(frames_in)
-        leading = () if batch_size is None else (batch_size,)
-        y = np.empty((*leading, n, self._conv.channels), np.float32)
-        if n:  # the end happens to a copy: an interrupt leaves the signal either whole or over
-            ending = _restored(self._conv, batch_size, latest, frames_in)
-            nothing = np.empty((*leading, 0, self._conv.channels), np.float32)
-            lengths = np.zeros(len(frames_in), np.int64)
-            ending._taken(ending._process(nothing, y, *ending._state, self.latency, lengths))
-        self._ring.write(chosen, None, np.zeros_like(frames_in), expected=frames_in)
+        chosen = self._rows(rows)
+        if not chosen.size:
+            return np.empty((0, 0, self._conv.channels), np.float32)
+        # The end happens to a copy: an interrupt leaves the signal either whole or over.
+        ending = Stream(self._conv, len(chosen) if self._leading else None)
+        ending._memory[:] = self._memory[chosen]
+        zeros = np.zeros((*ending._leading, self.latency, self._conv.channels), np.float32)
+        lengths = [self.latency] * len(chosen) if self._leading else None
+        ended = ending.process(zeros, lengths=lengths)
+        self.reset(rows)
+        y: Frames = ended[0] if self._leading else ended
         return y
 
     def reset(self, rows: int | Sequence[int] | None = None) -> None:
+        """Start a new signal, or only in these rows of the batch: as if just opened."""
+        chosen = self._rows(rows)
+        self._memory[chosen, ring.HEADER :] = 0
+        self._frames_in[chosen] = 0
+
+    def _rows(self, rows: Any) -> NDArray[np.int64]:
+        """Return the rows that are meant, in a stream that no other thread uses."""
+        if self._headers[0, ring.IN_USE]:
+            raise RuntimeError(IN_USE)
+        if rows is None:
+            return np.arange(len(self._memory))
+        if not self._leading:
+            raise ValueError(f"`rows` must be None for a stream without a batch, got {rows!r}")
+        chosen = np.atleast_1d(integers("rows", rows, 0, len(self._memory) - 1))
+        if chosen.ndim != 1 or len(set(chosen.tolist())) != len(chosen):
+            raise ValueError(f"`rows` must be one or more different rows, got {rows!r}")
+        return chosen
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
         """
-        Start a new signal: as if the stream had just been opened.
+        Return the stream's state as arrays: ``np.savez(path, **state)`` keeps it for any machine.
 
-        Parameters
-        ----------
-        rows : int or integers, optional
-            Only these rows of the batch; the others go on.
+        `frames`, (C, K - 1) or (B, C, K - 1), are the latest; `frames_in`, () or (B,), how many
+        came; `weights` a digest of the module's.
         """
-        chosen = check_rows(rows, self._batch_size)
-        self._ring.write(chosen, None, np.zeros_like(chosen))
+        frames = self.cache if self._leading else self.cache[0]
+        frames_in = self._frames_in.reshape(self._leading).copy()
+        return {"frames": frames, "frames_in": frames_in, "weights": np.array(self._conv._digest)}
 
-    def snapshot(self) -> StreamState:
-        """Return the stream's state, a value that no later call changes."""
-        return StreamState(*self._read(), **self._geometry())
-
-    def _read(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return the latest frames and the counters of all rows."""
-        return self._ring.read(check_rows(None, self._batch_size))
-
-    def _geometry(self) -> dict[str, Any]:
-        conv = self._conv
-        return {
-            "batch_size": self._batch_size,
-            "channels": conv.channels,
-            "kernel_size": conv.kernel_size,
-            "causal": conv.causal,
-            "weights": conv._fingerprint,
-        }
-
-    def restore(self, state: StreamState) -> None:
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """
-        Go back, or on, to a state: the outputs that follow are those that followed it.
+        Go back, or on, to what `snapshot` returned for the same weights and batch size.
 
-        Parameters
-        ----------
-        state : StreamState
-            From `snapshot` of a stream of the same weights and batch size, on any machine.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it is anything else. The stream is then as before the call.
+        ``np.load`` of it will do. Anything else is a TypeError or ValueError that changes nothing.
         """
-        self._check_state(state)
-        self._ring.write(check_rows(None, self._batch_size), state.frames, state.frames_in)
+        if not isinstance(state, Mapping):
+            raise TypeError(f"`state` must be a mapping of arrays, got {described(state)}")
+        if not {"frames", "frames_in", "weights"} <= set(state):
+            raise ValueError(f"`state` must have frames, frames_in and weights, got {list(state)}")
+        if str(state["weights"]) != self._conv._digest:
+            raise ValueError(f"`state` must be of a stream of {self._conv}, got other weights")
+        shape = *self._frame_shape, self._conv.kernel_size - 1
+        frames = float32("state['frames']", state["frames"], shape, self)
+        frames_in = integers("state['frames_in']", state["frames_in"], 0, 2**62)
+        check_shape("state['frames_in']", frames_in, self._leading, self)
+        self._write(frames.reshape(len(self._memory), *shape[-2:]), frames_in)
 
-    def _check_state(self, state: StreamState, argument: str = "state") -> None:
-        """Raise the TypeError or ValueError of `restore`."""
-        if not isinstance(state, StreamState):
-            raise TypeError(f"`{argument}` must be a StreamState, got {described(state)}")
-        for name, own in self._geometry().items():
-            value = getattr(state, name)
-            if value != own:
-                raise ValueError(
-                    f"`{argument}` must have {name}={own!r}, got {value!r}: {self._conv}"
-                )
+    def _write(self, frames: Frames, frames_in: Any) -> None:
+        self._rows(None)
+        self._frames_in[:] = frames_in
+        ring.write(self._memory, widened(frames, self._missing, axis=1))
 
     @property
-    def cache(self) -> NDArray[np.float32]:
+    def cache(self) -> Frames:
         """
-        The last K - 1 input frames, oldest first: (B, C, K - 1), or (1, C, K - 1) without a batch.
+        A copy of the last K - 1 frames, oldest first: (B, C, K - 1), (1, C, K - 1) without a batch.
 
-        Reading gives a copy, which fits ``conv(x, cache=...)``. Assigning replaces these frames,
-        if the module is causal, and leaves the counters; any float dtype will do.
+        It fits ``conv(x, cache=...)``. If causal, assigning replaces them and leaves the counters.
         """
-        return self._read()[0]
+        self._rows(None)
+        frames = ring.read(self._memory)
+        return frames[:, : self._conv.channels].copy()
 
     @cache.setter
-    def cache(self, cache: NDArray[np.floating[Any]]) -> None:
+    def cache(self, cache: Floats) -> None:
         if not self._conv.causal:
-            raise ValueError(
-                f"`cache` cannot be assigned: {self._conv} is not causal, and the state of its "
-                "stream is more than the last K - 1 frames"
-            )
-        latest = check_cache(cache, self._cache_shape, self._conv)
-        frames_in = self._ring.frames_in.copy()
-        self._ring.write(check_rows(None, self._batch_size), latest, frames_in, frames_in)
+            raise ValueError(f"`cache` cannot be assigned: {self._conv} is not causal")
+        shape = len(self._memory), self._conv.channels, self._conv.kernel_size - 1
+        self._write(float32("cache", cache, shape, self), self._frames_in)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Neither vector width nor ring position belongs to the signal: copies go to any CPU.
-        return _restored, (self._conv, self._batch_size, *self._read())
+        return _reopened, (self._conv, self._batch_size, self.snapshot())
 
     def __repr__(self) -> str:
-        return (
-            f"<Stream of {self._conv}, batch_size={self._batch_size}, {self.frames_in} frames in>"
-        )
-
-    def _n_outputs(
-        self, frames_in: NDArray[np.int64], n_frames: int | NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Return how many outputs of each row become final with `n_frames` more frames."""
-        ready = frames_in - self._latency
-        counts: NDArray[np.int64] = np.maximum(0, ready + n_frames) - np.maximum(0, ready)
-        return counts
-
-    def _explain(self, answer: int, even: NDArray[np.int64], rule: str) -> None:
-        """Raise what a kernel's answer means, unless its arguments may have been the reason.
-
-        Frames for all rows are refused if a value that these must share is not `even`.
-        """
-        if answer == _IN_USE:
-            raise self._ring.in_use()
-        if (even != even[0]).any():
-            raise ValueError(
-                f"rows {rule}, got rows after {self._ring.frames_in.tolist()} frames with a "
-                f"latency of {self.latency}; call `process(chunk, lengths=...)`, which takes each "
-                "row where it is and tells how many outputs it has"
-            )
-
-    def _run_whole(
-        self,
-        x: NDArray[np.floating[Any]],
-        y: NDArray[np.float32],
-        lengths: NDArray[np.int64] | None,
-        mask: NDArray[np.bool_] | None = None,
-        work: int | None = None,
-    ) -> None:
-        """Push whole signals (B, T, C), and at their end what `flush` pushes, piece by piece.
-
-        A piece is some rows, or some frames of one row, converted and computed while no signal
-        handler runs. What lies beyond a row's own frames in `y` is left as it is, or becomes zeros.
-        """
-        batch_size, n_frames, channels = x.shape
-        taps = channels * self._conv.kernel_size
-        most = max(1, parallel.PIECE_WORK // (taps + parallel.FRAME_WORK))
-        at_once = max(1, most // max(1, n_frames))
-        if lengths is None:
-            lengths = np.full(batch_size, n_frames)
-        for row in range(0, batch_size, at_once):
-            rows = slice(row, row + at_once)
-            end = n_frames if at_once > 1 else int(lengths[row])
-            for start in range(0, max(1, end), most):
-                stop = min(start + most, end)
-                padding = self.latency if stop == end else 0
-                out = y[rows, max(0, start - self.latency) : max(0, stop + padding - self.latency)]
-                valid = np.minimum(lengths[rows] - start, stop - start)
-                state = (self._state[0], self._ring.memory[rows], *self._state[2:])
-                piece = x[rows, start:stop]
-                if mask is not None:
-                    piece = np.where(mask[rows, start:stop, None], x.dtype.type(0), piece)
-                arguments = (as_float32(piece), out, *state, padding, valid)
-                piece_work = len(valid) * (stop - start) * taps
-                self._taken(parallel.process(arguments, piece_work if work is None else work))
-
-    def _run_checked(
-        self, kernel: Callable[..., int], name: str, x: Any, shape: tuple[int | str, ...], y: Any,
-        y_shape: tuple[int, ...], *rest: Any,
-    ) -> int:  # fmt: skip
-        """Say what is wrong with the arguments, or convert them and call the kernel."""
-        check_shape(name, float_array(name, x), shape, self._opened)
-        check_out(y, y_shape, name, x, self._opened)
-        out = y.view(FLOAT32, np.ndarray)
-        return self._taken(kernel(as_float32(x), out, *self._state, *rest))
-
-    def _taken(self, n_outputs: int) -> int:
-        """Return what a kernel answered to arguments that have been checked."""
-        if n_outputs == _IN_USE:
-            raise self._ring.in_use()
-        if n_outputs == _REFUSED:
-            raise RuntimeError(
-                f"{self} refuses what was checked: another thread used it meanwhile, or edgeconv "
-                "is inconsistent"
-            )
-        return n_outputs
-
-    @property
-    def _opened(self) -> str:
-        """What shapes are expected by, for messages."""
-        return f"{self._conv}, stream opened with batch_size={self._batch_size}"
+        state = f"batch_size={self._batch_size}, {self.frames_in} frames in"
+        return f"<Stream of {self._conv}, {state}>"
 
 
-def _restored(
-    conv: DepthwiseConvolution,
-    batch_size: int | None,
-    cache: NDArray[np.float32],
-    frames_in: NDArray[np.int64],
+def _reopened(
+    conv: DepthwiseConvolution, batch_size: int | None, state: Mapping[str, NDArray[Any]]
 ) -> Stream:
     stream = Stream(conv, batch_size)
-    stream._ring.write(check_rows(None, batch_size), cache, frames_in)
+    stream.restore(state)
     return stream
+
+
+def widened(array: NDArray[Any], missing: int, axis: int = -1) -> NDArray[Any]:
+    """Append zeros for `missing` channels."""
+    if not missing:
+        return array
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = 0, missing
+    return np.pad(array, widths)
+
+
+def convolve(
+    conv: DepthwiseConvolution,
+    x: NDArray[Any],
+    mask: NDArray[np.bool_] | None,
+    cache: Frames,
+    lengths: NDArray[np.int64],
+    *,
+    serial: bool,
+) -> tuple[Frames, Frames]:
+    """Convolve ``lengths[b]`` frames of every row b, as `conv` documents its arguments."""
+    batch_size, n_frames, channels = x.shape
+    if conv.latency:  # zeros follow every signal, until its last output is final
+        after = ((0, 0), (0, conv.latency))
+        over = np.arange(n_frames + conv.latency) >= lengths[:, None]
+        mask = over if mask is None else over | np.pad(mask, after)
+        x, lengths = np.pad(x, (*after, (0, 0))), lengths + conv.latency
+    missing = max(0, LANES - channels)
+    y = np.zeros((batch_size, n_frames, channels + missing), np.float32)
+    latest = np.empty_like(cache)
+    for first in range(0, batch_size, ROWS):
+        rows = slice(first, first + ROWS)
+        state = ring.new_state(len(x[rows]), y.shape[2], conv.latency, 1, conv._taps)
+        ring.write(state, widened(cache[rows], missing, axis=1))
+        work = len(state) * (y.shape[2] * conv.kernel_size + FRAME)  # of a frame of each row
+        at_once = max(1, PIECE // work)
+        for start in range(0, x.shape[1], at_once):
+            frames = slice(start, start + at_once)
+            piece = x[rows, frames]
+            if mask is not None:
+                piece = np.where(mask[rows, frames, None], x.dtype.type(0), piece)
+            n = np.clip(lengths[rows] - start, 0, piece.shape[1])
+            n.flags.writeable = False
+            piece, out = as_float32(widened(piece, missing)), y[rows]
+            pays = int(n.sum()) * work > len(state) * PIECE // 2 and ring.THREADS > 1
+            arguments = piece, out, state, n, _gate
+            if pays and not serial and ring.parallel_kernel()(*arguments) != ring.BUSY:
+                continue
+            ready = state.view(np.int64)[:, ring.FRAMES_IN] - conv.latency
+            for row, (t, count) in enumerate(zip(ready.tolist(), n.tolist(), strict=True)):
+                own = out[row, max(0, t) : max(0, t + count)]
+                ring.kernel(2)(piece[row, :count], own, state[row : row + 1], ALL_FRAMES)
+        latest[rows] = ring.read(state)[:, :channels]
+    return np.ascontiguousarray(y[..., :channels]), latest

@@ -1,27 +1,21 @@
-"""What the commands share: errors of one line, tables, and signs of life."""
-
-from __future__ import annotations
+"""What the commands share: errors of one line, tables, and a word while Numba compiles."""
 
 import contextlib
+import os
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from time import monotonic
+from collections.abc import Iterator, Sequence
 
-PATIENCE = 1.0  # seconds until anything is said about waiting
-REDRAW = 0.1
-ERASE = "\r\033[K"
-COMPILING = "Compiling for this processor; only the first run on a machine waits for it."
+from edgeconv.checkpoint.error import printable
+
+COMPILING = "compiling for this processor, once: 10 seconds on a PC, a minute or more on a board"
+FORBIDDEN = (
+    "this process may not make memory executable, as Numba must to compile; take "
+    "MemoryDenyWriteExecute=yes out of the systemd unit, or allow execmem in SELinux"
+)
 
 
 class CommandError(Exception):
-    """Why a command cannot go on: one line that names the file and the remedy."""
-
-
-def printable(text: str) -> str:
-    """Escape what would not print as part of one line: names in files can hold anything."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """Why a command cannot go on: one line that names the cause and the remedy."""
 
 
 def table(rows: Sequence[Sequence[object]]) -> str:
@@ -34,41 +28,22 @@ def table(rows: Sequence[Sequence[object]]) -> str:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Give a function that draws on a terminal how many of `total` are done, if that takes long."""
-    due = monotonic() + PATIENCE if sys.stderr.isatty() else float("inf")
-    drawn = False
+def compiling() -> Iterator[None]:
+    """Say on stderr, terminal or not, when the block compiles; explain why it cannot."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+        raise CommandError("unset NUMBA_DISABLE_JIT: nothing here runs uncompiled")
+    texts = iter([f"edgeconv: {COMPILING}\n"])  # once
 
-    def show(done: int) -> None:
-        nonlocal due, drawn
-        now = monotonic()
-        if now >= due:
-            due, drawn = now + REDRAW, True
-            bar = "#" * (30 * done // total)
-            print(f"\r{what} [{bar:.<30}] {done / total:4.0%}", end="", file=sys.stderr, flush=True)
+    def say(*_: object) -> None:
+        print(end=next(texts, ""), file=sys.stderr, flush=True)
 
     try:
-        yield show
-    finally:
-        if drawn:
-            print(ERASE, end="", file=sys.stderr, flush=True)
+        from numba.core import event  # noqa: TID251 - its documented way to tell of compilations
 
-
-@contextlib.contextmanager
-def explaining_compilation() -> Iterator[None]:
-    """Say on a terminal what a block that takes longer than a second waits for.
-
-    A CommandError where Numba is told not to compile at all.
-    """
-    say = partial(print, ERASE + COMPILING, file=sys.stderr, flush=True)
-    timer = threading.Timer(PATIENCE, say)
-    if sys.stderr.isatty():
-        timer.start()
-    try:
-        yield
-    except RuntimeError as error:
-        if "NUMBA_DISABLE_JIT" not in str(error):
-            raise
-        raise CommandError(str(error)) from error
-    finally:
-        timer.cancel()
+        listener = type("Listener", (event.Listener,), {"on_start": say, "on_end": id})()
+        with event.install_listener("numba:compile", listener):
+            yield
+    except OSError as error:
+        if "executable memory" in str(error):
+            raise CommandError(FORBIDDEN) from error
+        raise

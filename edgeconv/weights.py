@@ -1,308 +1,253 @@
-"""Modules and the files that hold their weights."""
+"""Modules and the files that hold their weights: load, save, convert, verify."""
 
-from __future__ import annotations
-
+import contextlib
+import errno
+import io
+import json
 import os
-from collections.abc import Iterable, Mapping
+import secrets
+import shutil
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from edgeconv import digest
-from edgeconv.arrays import described
-from edgeconv.checkpoint import Checkpoint, CheckpointError, converted, read_checkpoint
-from edgeconv.checkpoint.error import naming, shown
-from edgeconv.checkpoint.mapping import reading
-from edgeconv.checkpoint.tensors import (
-    Convolution,
-    choice,
-    convolutions,
-    none_found,
-    weight_and_bias,
-)
-from edgeconv.configuration import read_configuration
-from edgeconv.convolution import DepthwiseConvolution, check_target
-from edgeconv.files import as_text
+from edgeconv.arguments import described, is_integer
+from edgeconv.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from edgeconv.checkpoint.error import damaged, naming, shown
+from edgeconv.configuration import read_causal
+from edgeconv.convolution import DepthwiseConvolution
+from edgeconv.digest import digest
+from edgeconv.state_dict import Convolution, find, unusable, weight_and_bias
 
-__all__ = ["Convolution", "convert", "find_convolutions", "load", "load_all", "save"]
+FORMAT, VERSION = "edgeconv", 1
+WHEN = "pass `causal=True` if it was trained with dynamic_chunk_training, else `causal=False`"
+NONE = "a file must hold a depthwise convolution, a float weight (C, 1, K)"
 
-# Views of the same bytes could make the modules of a small file take any amount of memory.
-SIZE_RATIO = 64
-SIZE_FLOOR = 2**26
+File: TypeAlias = str | os.PathLike[str]
+Modules: TypeAlias = dict[str, DepthwiseConvolution]
 
 
-def find_convolutions(
-    path_or_state: str | os.PathLike[str] | Mapping[str, Any],
-) -> list[Convolution]:
+class Opened(NamedTuple):
+    """A checkpoint, its convolutions by prefix, and what a converted one states of each."""
+
+    checkpoint: Checkpoint
+    found: dict[str, Convolution]
+    stated: dict[str, dict[str, Any]]
+
+
+def find_convolutions(path_or_state: Any) -> list[Convolution]:
     """
-    List the depthwise convolutions in a file or a state dict.
+    List every float ``P.weight`` (C, 1, K) in a file or a state dict.
 
-    Parameters
-    ----------
-    path_or_state : str, path-like or mapping of str to array
-        A checkpoint's path, what `read_checkpoint` returns, or a state dict.
-
-    Returns
-    -------
-    list of Convolution
-        Named tuples ``(prefix, channels, kernel_size)`` in file order. No tensor is read.
-
-    Raises
-    ------
-    CheckpointError
-        If a depthwise weight has no bias that fits, or if two have the same prefix.
+    Stride 1, dilation 1 and C groups are assumed, and ``Conv1d(1, C, K)`` looks alike.
     """
-    state = path_or_state if isinstance(path_or_state, Mapping) else read_checkpoint(path_or_state)
-    if isinstance(state, Checkpoint):
-        converted.causality(state)
-    return list(convolutions(state).values())
+    is_state = isinstance(path_or_state, Mapping)
+    return list((find(path_or_state) if is_state else opened(path_or_state).found).values())
 
 
-def load(
-    path: str | os.PathLike[str], prefix: str | None = None, causal: bool | None = None
-) -> DepthwiseConvolution:
+def load(path: File, prefix: str | None = None, causal: bool | None = None) -> DepthwiseConvolution:
     """
-    Load one depthwise convolution from a checkpoint.
+    Load a depthwise convolution from a file that `read_checkpoint` reads.
 
-    Parameters
-    ----------
-    path : str or path-like
-        A file that `read_checkpoint` can read.
-    prefix : str, optional
-        Which one; not needed if the file holds only one.
-    causal : bool, optional
-        Whether it is causal; not needed if the file says so, as a converted checkpoint does.
-        ESPnet sets it from its configuration's ``main_conf.dynamic_chunk_training``.
-
-    Returns
-    -------
-    DepthwiseConvolution
-        The module with the file's weights, in float32.
-
-    Raises
-    ------
-    CheckpointError
-        If the file cannot be used, if it leaves open which convolution is meant or whether it is
-        causal, or if it says otherwise than `causal`.
+    `prefix` says which one, unless there is only one. `causal` is what ESPnet's configuration says
+    in ``main_conf.dynamic_chunk_training``; a converted checkpoint says it itself. A
+    CheckpointError says if the file cannot be used, leaves one of these open, or contradicts.
     """
-    _check_causal(causal)
-    if prefix is not None and not isinstance(prefix, str):
-        raise TypeError(f"`prefix` must be a str or None, got {described(prefix)}")
-    checkpoint = read_checkpoint(path)
-    stated = converted.causality(checkpoint)
-    with naming(checkpoint.path, checkpoint.format):
-        if prefix is None:
-            prefix = _only(_found(checkpoint))
-        return _load(checkpoint, prefix, stated, causal)
+    file = opened(path)
+    if prefix is None and len(file.found) > 1:
+        with naming(file.checkpoint.path):
+            choice = f"choose from {shown(list(file.found))}"
+            raise CheckpointError("`prefix` must say which", f"{len(file.found)}", choice)
+    prefixes = list(file.found) if prefix is None else [prefix]
+    (conv,) = select(file, causal, prefixes)[0].values()
+    return conv
 
 
-def load_all(
-    path: str | os.PathLike[str], causal: bool | None = None
-) -> dict[str, DepthwiseConvolution]:
+def load_all(path: File, causal: bool | None = None) -> Modules:
+    """Load, as `load` does, all that `edgeconv inspect` does not list as left out, by prefix."""
+    return select(opened(path), causal)[0]
+
+
+def save(
+    path: File, modules: Mapping[str, DepthwiseConvolution], *, source: Checkpoint | None = None
+) -> None:
     """
-    Load every depthwise convolution of a checkpoint.
+    Write modules, by prefix, as a converted checkpoint, which also says whether they are causal.
 
-    Parameters
-    ----------
-    path : str or path-like
-        A file that `read_checkpoint` can read.
-    causal : bool, optional
-        As for `load`, for all of them.
-
-    Returns
-    -------
-    dict of str to DepthwiseConvolution
-        By prefix, in file order.
-
-    Raises
-    ------
-    CheckpointError
-        As for `load`, and if the file holds none.
+    It replaces the file in one step or not at all. Each module runs, for the digest of `verify`.
     """
-    _check_causal(causal)
-    checkpoint = read_checkpoint(path)
-    stated = converted.causality(checkpoint)
-    with naming(checkpoint.path, checkpoint.format):
-        found = _found(checkpoint)
-        return {prefix: _load(checkpoint, prefix, stated, causal) for prefix in found}
-
-
-def save(path: str | os.PathLike[str], modules: Mapping[str, DepthwiseConvolution]) -> None:
-    """
-    Write modules as a converted checkpoint: an `.npz` that states whether they are causal.
-
-    Parameters
-    ----------
-    path : str or path-like
-        The file, under exactly this path, replaced in one step.
-    modules : mapping of str to DepthwiseConvolution
-        At least one module, by prefix.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `modules` is anything else, if a prefix could not be read back as it is, or if the file
-        is one that a module was loaded from.
-    OSError
-        If the file cannot be written; it is then as it was.
-
-    Notes
-    -----
-    Each module runs once, for the digest of its output that `verify` compares with. The first time
-    on a machine, Numba compiles for some seconds.
-    """
-    if not isinstance(modules, Mapping):
-        raise TypeError(f"`modules` must be a mapping, got {described(modules)}")
-    for prefix, module in modules.items():
-        if not isinstance(prefix, str):
-            raise TypeError(f"the keys of `modules` must be str, got {described(prefix)}")
-        if not isinstance(module, DepthwiseConvolution):
-            raise TypeError(
-                f"`modules[{prefix!r}]` must be a DepthwiseConvolution, got {described(module)}"
-            )
-    _write(path, modules)
+    if not isinstance(modules, Mapping) or not modules:
+        raise TypeError(f"`modules` must be a mapping with a module, got {described(modules)}")
+    arrays: dict[str, Any] = {
+        f"{prefix}.{name}" if prefix else name: array
+        for prefix, conv in modules.items()
+        for name, array in conv.state_dict().items()
+    }
+    if not all(name.isprintable() and len(name) <= 1024 for name in arrays):
+        raise ValueError(f"prefixes must be printable and short, got {list(modules)}")
+    names = ("causal", "channels", "kernel_size")
+    fields: dict[str, dict[str, Any]] = {}
+    for prefix, conv in modules.items():
+        fields[prefix] = {name: getattr(conv, name) for name in names} | {"digest": digest(conv)}
+    origin = source and {"name": Path(source.path).name, "sha256": source.sha256()}
+    header = {"format": FORMAT, "version": VERSION, "modules": fields, "source": origin}
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, array in {FORMAT: np.array(json.dumps(header)), **arrays}.items():
+            record = io.BytesIO()
+            np.lib.format.write_array(record, array, version=(1, 0), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), record.getvalue())  # without a date
+    _replace(path, content.getvalue())
 
 
 def convert(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
+    source: File,
+    target: File,
     *,
     prefixes: Iterable[str] | None = None,
     causal: bool | None = None,
-    config: str | os.PathLike[str] | None = None,
+    config: File | None = None,
 ) -> list[Convolution]:
     """
-    Write depthwise convolutions of a checkpoint as a converted checkpoint.
+    Copy convolutions of a checkpoint to a converted one, as `save` writes it; return which.
 
-    Parameters
-    ----------
-    source : str or path-like
-        A file that `read_checkpoint` can read.
-    target : str or path-like
-        The file to write, under exactly this path; neither `source` nor `config`.
-    prefixes : iterable of str, optional
-        Which ones, in this order; by default all of them.
-    causal : bool, optional
-        As for `load`, for all of them.
-    config : str or path-like, optional
-        The ``config.yaml`` that ESPnet wrote beside the checkpoint. It states `causal`, and the
-        kernel sizes must be those that it states. This needs PyYAML.
-
-    Returns
-    -------
-    list of Convolution
-        What was written.
-
-    Raises
-    ------
-    CheckpointError
-        As for `load_all`, and if `config` cannot be used or disagrees.
-    ImportError
-        If `config` is given and PyYAML is missing.
-    TypeError, ValueError
-        If `prefixes` is not an iterable of different prefixes, or if `target` is an input.
-    OSError
-        If the target cannot be written; it is then as it was.
-
-    Notes
-    -----
-    As `save`, this runs each module once.
+    `prefixes` are the ones to copy, in this order; by default all that `load_all` loads. `config`
+    is ESPnet's ``config.yaml``, which states `causal` for all of them; reading it needs PyYAML.
     """
-    _check_causal(causal)
-    wanted = None if prefixes is None else _wanted(prefixes)
-    source, target = as_text("source", source), as_text("target", target)
-    checkpoint = read_checkpoint(source)
-    configuration = None if config is None else read_configuration(config)
-    for name, path in (("the source", source), ("`config`", config)):
+    return copy(source, target, prefixes, causal, config)[0]
+
+
+def copy(
+    source: File, target: File, prefixes: Any, causal: bool | None, config: File | None
+) -> tuple[list[Convolution], dict[str, str]]:
+    """Do what `convert` does; say by prefix as well why the rest is left out."""
+    wanted = [] if prefixes is None else list(prefixes)
+    is_empty = prefixes is not None and not wanted
+    if isinstance(prefixes, str) or is_empty or len(set(wanted)) != len(wanted):
+        raise ValueError(f"`prefixes` must be one or more different prefixes, got {prefixes!r}")
+    for name, path in (("source", source), ("config", config)):
         if path is not None and Path(target).exists() and Path(target).samefile(path):
-            raise ValueError(f"`target` must be another file than {name}, got {target!r}")
-    if configuration is not None:
-        configuration.check_causal(causal)
-        causal = configuration.causal
-    stated = converted.causality(checkpoint)
-    with naming(checkpoint.path, checkpoint.format):
-        names = _found(checkpoint) if wanted is None else wanted
-        modules = {prefix: _load(checkpoint, prefix, stated, causal) for prefix in names}
-        source_digest = checkpoint.sha256()
-    if configuration is not None:
-        for prefix, conv in modules.items():
-            configuration.check_kernel_size(prefix, conv.kernel_size)
-    _write(target, modules, converted.Source(Path(checkpoint.path).name, source_digest))
-    return [Convolution(name, conv.channels, conv.kernel_size) for name, conv in modules.items()]
+            raise ValueError(f"`target` must be another file than `{name}`, got {target!r}")
+    file = opened(source)
+    modules, left_out = select(file, causal, wanted, config)
+    save(target, modules, source=file.checkpoint)
+    return [file.found[prefix] for prefix in modules], left_out
 
 
-def _write(
-    path: str | os.PathLike[str],
-    modules: Mapping[str, DepthwiseConvolution],
-    source: converted.Source | None = None,
-) -> None:
-    """Write modules with the digests of their outputs."""
-    check_target(path, modules.values())
-    digests = {prefix: digest.of_module(conv) for prefix, conv in modules.items()}
-    converted.write(path, modules, digests, source)
+def verify(
+    conv_or_path: DepthwiseConvolution | File, prefix: str | None = None, *, seed: int = 0
+) -> dict[str, str]:
+    """
+    Check that this machine computes the right bits, offline and streamed; return their digests.
+
+    Outputs of a converted checkpoint's modules, or of that of `prefix`, must have the digests that
+    it records: those of the machine that wrote it. Outputs of a module in memory must be the same
+    in all ways to run it. A VerificationError says which are not. `seed` decides where signals are
+    cut into chunks.
+    """
+    if not is_integer(seed) or seed < 0:
+        raise ValueError(f"`seed` must be a non-negative integer, got {described(seed)}")
+    if isinstance(conv_or_path, DepthwiseConvolution):
+        if prefix is not None:
+            raise ValueError(f"`prefix` must be None for a module in memory, got {prefix!r}")
+        return {"": digest(conv_or_path, seed)}
+    file = opened(conv_or_path)
+    if not file.stated or not all("digest" in fields for fields in file.stated.values()):
+        expected = "a file to verify must record digests of what its modules compute"
+        with naming(file.checkpoint.path):
+            raise CheckpointError(expected, "none", "write it with `edgeconv convert`")
+    modules, _ = select(file, None, [] if prefix is None else [prefix])
+    recorded = {name: file.stated[name]["digest"] for name in modules}
+    for name, conv in modules.items():
+        digest(conv, seed, recorded[name], "that the file records")
+    return recorded
 
 
-def _load(
-    checkpoint: Checkpoint, prefix: str, stated: Mapping[str, bool], causal: bool | None
-) -> DepthwiseConvolution:
-    """Load one module, causal as the file or the caller states."""
-    answer = stated.get(prefix) if causal is None else causal
-    if answer is None:
-        weight_and_bias(checkpoint, prefix)  # that there is none is the better thing to say
-        raise CheckpointError(
-            f"{shown(prefix)} must be known to be causal or not",
-            "nothing about it in the file",
-            "pass `causal=True` if it was trained with dynamic_chunk_training, else `causal=False`",
-        )
-    with reading(checkpoint.path, checkpoint.format):
-        return DepthwiseConvolution.from_state_dict(checkpoint, prefix, causal=answer)
+def opened(path: File) -> Opened:
+    """Open a checkpoint; find its convolutions, and what it states of them."""
+    if isinstance(path, Mapping) or hasattr(path, "state_dict"):
+        remedy = "`DepthwiseConvolution.from_state_dict` takes `model.state_dict()`"
+        raise TypeError(f"`path` must be a str or path-like, got {described(path)}; {remedy}")
+    checkpoint = read_checkpoint(path)
+    with naming(checkpoint.path):
+        found = find(checkpoint)
+        return Opened(checkpoint, found, _stated(checkpoint.header, found))
 
 
-def _found(checkpoint: Checkpoint) -> list[str]:
-    """Return the prefixes of all convolutions, of which there must be one at least."""
-    found = convolutions(checkpoint)
-    if not found:
-        raise CheckpointError(
-            "the file must hold a depthwise convolution, P.weight (C, 1, K) and P.bias (C,)",
-            "none",
-            none_found(checkpoint),
-        )
-    size = sum(4 * conv.channels * (conv.kernel_size + 1) for conv in found.values())
-    if size > max(SIZE_FLOOR, SIZE_RATIO * checkpoint.size):
-        raise CheckpointError(
-            f"the convolutions must take at most {SIZE_RATIO} times the file's size",
-            f"{len(found)} that overlap and take {size} bytes",
-            "load one by its prefix",
-        )
-    return list(found)
+def _stated(text: str | None, found: dict[str, Convolution]) -> dict[str, dict[str, Any]]:
+    """Parse the description in a converted checkpoint, which must fit the arrays."""
+    if text is None:
+        return {}
+    version, stated, fits = 0, {}, False
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        header = json.loads(text)
+        version, stated = header["version"] * (header["format"] == FORMAT), header["modules"]
+        fits = {(*conv, bool, str) for conv in found.values()} == {
+            (prefix, m["channels"], m["kernel_size"], type(m["causal"]), type(m.get("digest", "")))
+            for prefix, m in stated.items()
+        }
+    if is_integer(version) and version > VERSION:
+        remedy = "upgrade edgeconv, or convert the original file again"
+        raise CheckpointError(f"the file must be of version {VERSION}", f"{version}", remedy)
+    if version != VERSION or not fits:
+        expected = f"the text {FORMAT!r} must be JSON that describes {shown(list(found))}"
+        raise damaged(expected, shown(text))
+    return stated
 
 
-def _only(prefixes: list[str]) -> str:
-    """Return the prefix, of which there must be only one."""
-    if len(prefixes) > 1:
-        raise CheckpointError(
-            "`prefix` must say which convolution to load",
-            f"{len(prefixes)} in the file",
-            choice(prefixes),
-        )
-    return prefixes[0]
-
-
-def _wanted(prefixes: Iterable[str]) -> list[str]:
-    """Check the `prefixes` of `convert`."""
-    if isinstance(prefixes, str) or not isinstance(prefixes, Iterable):
-        raise TypeError(f"`prefixes` must be an iterable of str, got {described(prefixes)}")
-    wanted = list(prefixes)
-    for prefix in wanted:
-        if not isinstance(prefix, str):
-            raise TypeError(f"`prefixes` must hold str, got {described(prefix)}")
-    if not wanted or len(set(wanted)) != len(wanted):
-        raise ValueError(f"`prefixes` must be one or more different prefixes, got {wanted!r}")
-    return wanted
-
-
-def _check_causal(causal: object) -> None:
-    """Refuse what is neither a Boolean nor None."""
+def select(
+    file: Opened, causal: bool | None, prefixes: Sequence[str] = (), config: File | None = None
+) -> tuple[Modules, dict[str, str]]:
+    """Load modules, those of `prefixes` or else all that can be; say why others cannot be."""
     if causal is not None and not isinstance(causal, bool | np.bool_):
         raise TypeError(f"`causal` must be a bool or None, got {described(causal)}")
+    configured = None if config is None else read_causal(config)
+    modules: Modules = {}
+    left_out = {} if prefixes else unusable(file.checkpoint)
+    with naming(file.checkpoint.path):
+        for prefix in prefixes or file.found:
+            if prefix not in file.found:
+                weight_and_bias(file.checkpoint, prefix)  # raises what is wrong with it
+            stated = file.stated.get(prefix, {}).get("causal")
+            who = {"`causal`": causal, "the file": stated, "`config`": configured}
+            said = {name: bool(what) for name, what in who.items() if what is not None}
+            if len(set(said.values())) != 1:
+                expected = f"{shown(prefix)} must be known to be causal or not"
+                texts = ", ".join(f"{what} by {name}" for name, what in said.items())
+                raise CheckpointError(expected, texts or "neither", WHEN)
+            is_causal = True in said.values()
+            if not prefixes and file.found[prefix].kernel_size % 2 == 0 and not is_causal:
+                left_out[prefix] = "an even number of taps, which only a causal one can have"
+            else:
+                make = DepthwiseConvolution.from_state_dict
+                modules[prefix] = make(file.checkpoint, prefix, causal=is_causal)
+        if not modules:
+            reasons = ", ".join(f"{shown(name)}: {why}" for name, why in left_out.items())
+            raise CheckpointError(NONE, "none", reasons or "is this the right file?")
+    return modules, left_out
+
+
+def _replace(path: File, content: bytes) -> None:
+    """Put a file in another one's place in one step; links stay, and permissions if they can."""
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".edgeconv-{secrets.token_hex(8)}.tmp")
+    try:
+        if target.exists() and not target.is_file():
+            raise OSError(errno.EINVAL, "Not a regular file")
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(OSError):  # there is no such file, or permissions are not kept
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
+    except OSError as error:  # the user never chose the temporary name
+        mounted = "a file mounted by itself cannot be replaced; mount its directory"
+        text = mounted if error.errno == errno.EBUSY else error.strerror
+        raise OSError(error.errno, text, os.fspath(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -4,7 +4,6 @@
 The memory of arrays of KIND is an element short (or a vector, where the kernels read vectors).
 """
 
-import contextlib
 import ctypes
 import itertools
 import mmap
@@ -15,14 +14,15 @@ from unittest import mock
 
 import numpy as np
 
-from edgeconv import DepthwiseConvolution, arrays, convolution, kernels, layout, parallel, stream
+from edgeconv import DepthwiseConvolution, stream
+from edgeconv.kernels import ring
 
 PAGE = mmap.PAGESIZE
 PRIVATE, READ_WRITE, NONE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 3, 0
-L, PASS = kernels.LANES, kernels.PASS
-CHANNELS = {2, L - 2, L, L + 2, 2 * L - 2, 2 * L, 2 * L + 2, 4 * L - 2, 4 * L, 5 * L, 8 * L + 2}
-KERNEL_SIZES = (1, 3, 9, 31)
-N_FRAMES = (*range(10), 11, 12, 13, 15, 16, 17, PASS - 1, PASS, PASS + 1, 2 * PASS + 9)
+L, PASS = ring.LANES, ring.PASS
+CHANNELS = (2, L, L + 2, 4 * L - 2, 4 * L, 5 * L, 8 * L + 2)
+KERNEL_SIZES = (1, 3, 9)
+N_FRAMES = (*range(10), 12, 13, 16, 17, PASS - 1, PASS, PASS + 1, 2 * PASS + 9)
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -31,112 +31,75 @@ libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
-class Guarded:
-    """Put arrays of some kinds at the edge of their memory, or a little beyond it."""
-
-    def __init__(self, edge, short_kind=None):
-        self.edge = edge
-        self.short_kind = short_kind
-
-    def place(self, array, kind):
-        """Copy an array to the edge; what lies beyond is not copied."""
-        missing = 0
-        if kind == self.short_kind:
-            missing = 4 * L if kind in ("taps", "state") else array.itemsize
-        room = -(-max(1, array.nbytes) // PAGE) * PAGE
-        start = libc.mmap(None, room + 2 * PAGE, NONE, PRIVATE, -1, 0) + PAGE
-        assert libc.mprotect(start, room, READ_WRITE) == 0
-        address = start + room - array.nbytes + missing if self.edge == "after" else start - missing
-        memory = (ctypes.c_char * array.nbytes).from_address(address)
-        weakref.finalize(memory, libc.munmap, start - PAGE, room + 2 * PAGE)
-        if array.nbytes > missing:
-            skipped = missing if self.edge == "before" else 0
-            source = array.ctypes.data + skipped
-            ctypes.memmove(address + skipped, source, array.nbytes - missing)
-        return np.ndarray(array.shape, array.dtype, memory)
-
-    def numpy(self, kind):
-        """Return a NumPy whose new arrays are placed."""
-
-        def empty(*arguments):
-            return self.place(np.empty(*arguments), kind)
-
-        return SimpleNamespace(**vars(np) | {"empty": empty})
-
-    def patched(self, kind):
-        """Have the library's own arrays placed."""
-
-        def owned(*shape):
-            return self.place(np.zeros(shape, np.float32), kind)
-
-        return mock.patch.object(layout, "_zeros", owned)
-
-    def outputs(self, conv, rng):
-        """Yield what a module gives in every way: `expected` does the same without guards."""
-        C, K = conv.channels, conv.kernel_size
-
-        def frames(*shape):
-            return self.place(rng.standard_normal(shape, np.float32), "x")
-
-        def blank(*shape):
-            return self.place(np.zeros(shape, np.float32), "out")
-
-        with self.patched("taps"):
-            conv._taps  # noqa: B018 - packs them
-        with self.patched("state"):
-            for batch_size, leading in ((None, ()), (3, (3,))):
-                one = conv.stream(batch_size)
-                for _ in range(K + 2):
-                    out = blank(*leading, C)
-                    one.step(frames(*leading, C), out)
-                    yield out
-                for n_frames in (*N_FRAMES, K - 1, K, K + 1):
-                    ready = int(np.max(one.frames_in)) + n_frames - one.latency
-                    ready = max(0, ready) - int(np.max(one.frames_out))
-                    yield one.process(frames(*leading, n_frames, C), blank(*leading, ready, C))
-                    if batch_size:
-                        lengths = np.array([n_frames, n_frames // 2, 0])
-                        yield one.process(frames(*leading, n_frames, C), lengths=lengths)[0]
-                        yield one.flush(rows=[1, 2])
-                        yield one.flush()
-                yield one.flush()
-            for work in (0, 1 << 62):
-                with mock.patch.object(parallel, "PARALLEL_WORK", work):
-                    for n_frames in (1, K, 2 * PASS + 1):
-                        yield conv(frames(2, n_frames, C))[0]
-                        yield conv(frames(2, n_frames, C), lengths=[n_frames, n_frames // 3])[0]
-                    if conv.causal:
-                        yield conv(frames(2, 5, C), cache=frames(2, C, K - 1))[0]
-
-
-class Unguarded(Guarded):
-    """The same arrays, where NumPy puts them."""
-
-    def place(self, array, kind):
+def place(array, kind, edge, short_kind):
+    """Copy an array to the edge of its memory, or a little beyond if it is of `short_kind`."""
+    if edge is None:
         return array
+    missing = 0
+    if kind == short_kind:
+        missing = 4 * L if kind == "own" else array.itemsize
+    room = -(-max(1, array.nbytes) // PAGE) * PAGE
+    start = libc.mmap(None, room + 2 * PAGE, NONE, PRIVATE, -1, 0) + PAGE
+    assert libc.mprotect(start, room, READ_WRITE) == 0
+    address = start + room - array.nbytes + missing if edge == "after" else start - missing
+    memory = (ctypes.c_char * array.nbytes).from_address(address)
+    weakref.finalize(memory, libc.munmap, start - PAGE, room + 2 * PAGE)
+    if array.nbytes > missing:
+        skipped = missing if edge == "before" else 0
+        ctypes.memmove(address + skipped, array.ctypes.data + skipped, array.nbytes - missing)
+    return np.ndarray(array.shape, array.dtype, memory)
 
-    def patched(self, kind):
-        return contextlib.nullcontext()
+
+def outputs(conv, edge, short_kind):
+    """Yield what a module gives in every way."""
+    C, K, rng = conv.channels, conv.kernel_size, np.random.default_rng(0)
+
+    def placed(array, kind):
+        return place(array, kind, edge, short_kind)
+
+    def frames(*shape):
+        return placed(rng.standard_normal(shape, np.float32), "x")
+
+    def blank(*shape, dtype=np.float32):
+        return placed(np.zeros(shape, dtype), "out")
+
+    patched = SimpleNamespace(**vars(np) | {"zeros": lambda shape, _: blank(*shape)})
+    zeros = ring.zeros
+    own = mock.patch.object(ring, "zeros", lambda *shape: placed(zeros(*shape), "own"))
+    with own, mock.patch.object(stream, "np", patched):
+        for batch_size, leading in ((None, ()), (3, (3,))):
+            one = conv.stream(batch_size)
+            for _ in range(K + 2):
+                out = blank(*leading, C)
+                one.step(frames(*leading, C), out)
+                yield out
+            for n_frames in (*N_FRAMES, K - 1, K, K + 1):
+                ready = max(0, int(np.max(one.frames_in)) + n_frames - one.latency)
+                out = blank(*leading, ready - int(np.max(one.frames_out)), C)
+                yield one.process(frames(*leading, n_frames, C), out)
+                if batch_size:
+                    lengths = np.array([n_frames, n_frames // 2, 0])
+                    yield one.process(frames(*leading, n_frames, C), lengths=lengths)[0]
+                    yield one.flush(rows=[1, 2])
+                    yield one.flush()
+            yield one.flush()
+        for piece in (1 << 28, 40 * (C * K + stream.FRAME)):  # in one, and in several on threads
+            with mock.patch.object(stream, "PIECE", piece):
+                for n_frames in (1, K, 2 * PASS + 1):
+                    yield conv(frames(2, n_frames, C))[0]
+                    yield conv(frames(2, n_frames, C), lengths=[n_frames, n_frames // 3])[0]
+                if conv.causal:
+                    yield conv(frames(2, 5, C), cache=frames(2, C, K - 1))[0]
 
 
 def main(edge, short_kind=None):
-    guarded = Guarded(edge, short_kind)
-    check_lengths = stream.check_lengths
-    for causal, K, C in itertools.product((True, False), KERNEL_SIZES, sorted(CHANNELS)):
-        make = lambda: DepthwiseConvolution(C // 2, K, causal=causal, rng=0)  # noqa: B023, E731 - a word for a line
-        expected = list(Unguarded(edge).outputs(make(), np.random.default_rng(0)))
-        with (
-            mock.patch.object(arrays, "_HAS_TABLE", False),  # it takes most of the time, unguarded
-            mock.patch.object(stream, "np", guarded.numpy("out")),
-            mock.patch.object(convolution, "np", guarded.numpy("out")),
-            mock.patch.object(
-                stream,
-                "check_lengths",
-                lambda *arguments: guarded.place(check_lengths(*arguments), "lengths"),
-            ),
-        ):
-            for y in guarded.outputs(make(), np.random.default_rng(0)):
-                assert y.tobytes() == expected.pop(0).tobytes()
+    for causal, K, C in itertools.product((True, False), KERNEL_SIZES, CHANNELS):
+        weight = np.random.default_rng(1).standard_normal((C, 1, K), np.float32)
+        state = {"weight": weight, "bias": weight[:, 0, 0]}
+        convs = [DepthwiseConvolution.from_state_dict(state, causal=causal) for _ in range(2)]
+        expected = [y.tobytes() for y in outputs(convs[0], None, None)]
+        for y in outputs(convs[1], edge, short_kind):
+            assert y.tobytes() == expected.pop(0)
         assert not expected
     print("nothing was touched that must not be")
 

@@ -1,6 +1,7 @@
 """Writes what `torch.save` writes, without PyTorch: for the tests of the reader."""
 
 import io
+import json
 import pickle
 import struct
 import zipfile
@@ -46,8 +47,6 @@ class Storage:
     count: int
     key: str | None = None
     """The record's name; counted if None."""
-    part: tuple | None = None
-    """The key, offset and size of a view of the storage, as PyTorch before 0.4 had them."""
 
 
 @dataclass(eq=False)
@@ -89,12 +88,6 @@ def contiguous(shape):
     return strides[: len(shape)]
 
 
-def tensor_v1(array):
-    array = np.asarray(array)
-    arguments = (storage(array), 0, array.shape, tuple(contiguous(array.shape)))
-    return Call(named("torch._utils", "_rebuild_tensor"), arguments)
-
-
 def parameter(array, byte_order="little"):
     arguments = (tensor(array, byte_order), True, {})
     return Call(named("torch._utils", "_rebuild_parameter"), arguments)
@@ -103,9 +96,8 @@ def parameter(array, byte_order="little"):
 class Pickler(pickle._Pickler):
     """Pickles names without looking them up, and storages by reference."""
 
-    def __init__(self, file, protocol, *, is_legacy=False):
+    def __init__(self, file, protocol):
         super().__init__(file, protocol)
-        self.is_legacy = is_legacy
         self.storages = []
 
     def persistent_id(self, value):
@@ -116,8 +108,7 @@ class Pickler(pickle._Pickler):
             value.key = str(len(self.storages) - 1) if value.key is None else value.key
         module = "torch.storage" if value.kind == "Untyped" else "torch"
         kind = named(module, value.kind + "Storage")
-        description = ("storage", kind, value.key, "cpu", value.count)
-        return (*description, value.part) if self.is_legacy else description
+        return "storage", kind, value.key, "cpu", value.count
 
     def save_named(self, value):
         if self.proto >= 4:
@@ -139,20 +130,6 @@ def pickled(value, protocol=2):
     pickler = Pickler(file, protocol)
     pickler.dump(value)
     return file.getvalue(), pickler.storages
-
-
-def legacy(value, *, protocol=2, little_endian=True):
-    """Return the pickles and the storages of a file as PyTorch wrote it before 1.6."""
-    system = {"protocol_version": 1001, "little_endian": little_endian, "type_sizes": {"int": 4}}
-    file = io.BytesIO()
-    pickler = Pickler(file, protocol, is_legacy=True)
-    pickler.dump(value)
-    storages = {stored.key: stored for stored in pickler.storages}
-    parts = [pickle.dumps(part, protocol) for part in (0x1950A86A20F9469CFC6C, 1001, system)]
-    parts += [file.getvalue(), pickle.dumps(sorted(storages), protocol)]
-    for key in sorted(storages):
-        parts.append(struct.pack("<q", storages[key].count) + storages[key].raw)
-    return parts
 
 
 def records(value, *, stem="archive", protocol=2, byte_order="little"):
@@ -188,3 +165,56 @@ def with_checksums(data, checksum):
         struct.pack_into("<L", data, position + 16, checksum)
         position += 46
     return bytes(data)
+
+
+W = np.float32([1, 2, 3])
+"""The tensor ``w`` that most of the attacks hold."""
+
+
+def text(value):
+    """Return the opcodes that push a text."""
+    raw = value.encode(errors="surrogatepass")
+    return b"X" + struct.pack("<L", len(raw)) + raw
+
+
+def name(dotted):
+    """Return the opcodes that push a class or function."""
+    module, _, attribute = dotted.rpartition(".")
+    return f"c{module}\n{attribute}\n".encode()
+
+
+BODY = pickled(tensor(W))[0][2:-1]
+"""What pushes the tensor ``w``; it uses the first dozens of the memo."""
+
+
+def with_pickle(opcodes, start=b"\x80\x02", *, deflated=False):
+    """Return a file with this pickle beside the storage of ``w``."""
+    files = {**records({"w": tensor(W)}), "archive/data.pkl": start + opcodes + b"."}
+    return zipped(files, deflated=deflated)
+
+
+def beside(opcodes, start=b"\x80\x02"):
+    """Return a file with ``w`` and a value, given as opcodes, in a dictionary."""
+    return with_pickle(b"}(" + text("w") + BODY + text("x") + opcodes + b"u", start)
+
+
+def call(dotted, *arguments):
+    """Return a call for `saved`."""
+    module, _, attribute = dotted.rpartition(".")
+    return Call(named(module, attribute), arguments)
+
+
+def npy(array):
+    """Return the record of an array."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.asarray(array))
+    return file.getvalue()
+
+
+RAW = W.tobytes()
+
+
+def safetensors(header, data=RAW, length=None):
+    """Return a safetensors file with this header."""
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(raw) if length is None else length).to_bytes(8, "little") + raw + data

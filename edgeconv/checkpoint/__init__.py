@@ -1,92 +1,93 @@
-"""Files with tensors in them, as mappings of names to arrays."""
+"""Files with tensors in them, as read-only mappings of names to arrays."""
 
-from __future__ import annotations
-
+import hashlib
 import os
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from edgeconv.checkpoint import legacy, npz, pytorch, safetensors
-from edgeconv.checkpoint.archive import Archive
-from edgeconv.checkpoint.error import CheckpointError, damaged, naming, shown
-from edgeconv.checkpoint.mapping import Checkpoint, Contents, TensorSpec, open_regular, reading
-from edgeconv.checkpoint.wrong import HEAD_BYTES, wrong_archive, wrong_file
-from edgeconv.files import as_text
+from numpy.typing import NDArray
 
-__all__ = ["Checkpoint", "CheckpointError", "TensorSpec", "read_checkpoint"]
+from edgeconv.checkpoint.archive import Archive, File
+from edgeconv.checkpoint.error import SAVE, CheckpointError, naming, require, shown, wrong_file
+from edgeconv.checkpoint.plain import read_npz, read_safetensors
+from edgeconv.checkpoint.pytorch import Reader
+from edgeconv.checkpoint.tensors import Entry, unlisted
+
+__all__ = ["Checkpoint", "CheckpointError", "Entry", "read_checkpoint"]
+
+NAME_CHARACTERS = 2**12
+
+
+class Checkpoint(Mapping[str, NDArray[Any]]):
+    """
+    The tensors of a file by name, in file order, each read when it is looked up.
+
+    A lookup returns a new read-only array in the file's element type and native byte order;
+    bfloat16 and float8, which NumPy lacks, come as float32, exactly. `entries` describes all, also
+    those that are not listed; `header` is the text that makes an ``.npz`` a converted file.
+    """
+
+    header: str | None = None
+
+    def __init__(self, path: str) -> None:
+        self.path, self._file = path, File(path)
+        self.size = self._file.size
+        head = bytes(self._file.read(0, min(self.size, 512), "the file"))
+        if head[8:9] == b"{" and head[4:8] == bytes(4):
+            self.format, self.entries = "safetensors", read_safetensors(self._file)
+        elif head.startswith((b"PK\3\4", b"PK\5\6")):
+            archive = Archive(self._file)
+            pickles = [name for name in archive.records if f"/{name}".endswith("/data.pkl")]
+            require(len(pickles) < 2, "the archive must have one data.pkl", shown(pickles))
+            self.format = "PyTorch zip" if pickles else "NumPy npz"
+            if pickles:
+                self.entries = Reader(archive, pickles[0]).entries
+            else:
+                self.entries, self.header = read_npz(archive)
+        else:
+            raise wrong_file(head)
+        for name in self.entries:
+            if len(name) > NAME_CHARACTERS or not name.isprintable():
+                expected = f"a name must be printable, of at most {NAME_CHARACTERS} characters"
+                raise CheckpointError(expected, shown(name), "rename the tensor")
+        if not len(self):
+            for name, entry in self.entries.items():
+                raise unlisted(name, entry.dtype)
+            raise CheckpointError("the file must hold a tensor", "none", SAVE)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        entry = self.entries[name]
+        with naming(self.path):
+            if entry.read is None:
+                raise unlisted(name, entry.dtype)
+            array = entry.read()
+        array.flags.writeable = False
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, entry in self.entries.items() if entry.read)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self.entries and bool(self.entries[name].read)
+
+    def sha256(self) -> str:
+        """Return the file's SHA-256 as 64 hexadecimal digits."""
+        digest = hashlib.sha256()
+        with naming(self.path):
+            for start in range(0, self.size, 2**20):
+                digest.update(self._file.read(start, min(2**20, self.size - start), "the file"))
+        return digest.hexdigest()
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
-    Open a checkpoint of PyTorch, safetensors or NumPy.
+    Open a checkpoint of PyTorch, safetensors or NumPy, whatever its name; nothing is executed.
 
-    Parameters
-    ----------
-    path : str or path-like
-        The file. Its content decides what it is, not its name.
-
-    Returns
-    -------
-    Checkpoint
-        A read-only mapping of names to arrays, in file order. A tensor is read when it is looked
-        up. Tensors that are not Boolean, integer or float are not listed.
-
-    Raises
-    ------
-    CheckpointError
-        If the file is not a checkpoint, is damaged, or holds no such tensor.
-    OSError
-        If the file is missing, or may not be read.
-
-    Notes
-    -----
-    Nothing in the file is executed: no object that it describes is imported or constructed.
+    A CheckpointError says why a file is no checkpoint, is damaged, or lists no tensor.
     """
-    name = as_text("path", path)
-    with reading(name), open_regular(name) as (file, stamp):
-        contents = _contents(file, stamp.size)
-        with naming(file_format=contents.format):
-            if not any(entry.read for entry in contents.entries.values()):
-                raise _nothing_listed(contents)
-    return Checkpoint(name, stamp, contents)
-
-
-def _contents(file: BinaryIO, size: int) -> Contents:
-    """Recognise the format, and describe the tensors."""
-    head = file.read(min(size, HEAD_BYTES))
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _zipped(file, size)
-    if head.startswith(b"\x80") and legacy.MAGIC in head[:32]:
-        with naming(file_format=legacy.FORMAT):
-            return legacy.read(file, size)
-    # The length of a header that could be read, and a header: no other format starts so.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= safetensors.HEADER_BYTES:
-        with naming(file_format=safetensors.FORMAT):
-            return safetensors.read(file, size)
-    raise wrong_file(head)
-
-
-def _zipped(file: BinaryIO, size: int) -> Contents:
-    """Recognise what a zip archive holds, and describe the tensors."""
-    with naming(file_format="zip archive"):
-        archive = Archive(file, size)
-        if error := wrong_archive(archive.records):
-            raise error
-        pickles = [name for name in archive.records if ("/" + name).endswith("/data.pkl")]
-        if len(pickles) > 1:
-            raise damaged("the archive must have one data.pkl", shown(", ".join(pickles)))
-    with naming(file_format=pytorch.FORMAT if pickles else npz.FORMAT):
-        if pickles:
-            return pytorch.read(file, archive, pickles[0].removesuffix("data.pkl"))
-        return npz.read(file, archive)
-
-
-def _nothing_listed(contents: Contents) -> CheckpointError:
-    """Return the error for a file without a tensor to list."""
-    for name, entry in contents.entries.items():
-        dtype = entry.spec.dtype
-        found = f"only others, such as {shown(name)} of {dtype}" if name else f"only {dtype}"
-        return CheckpointError(_EXPECTED, found, entry.remedy)
-    return CheckpointError(_EXPECTED, "none", "save `model.state_dict()` with `torch.save`")
-
-
-_EXPECTED = "the file must hold a Boolean, integer or float tensor"
+    name = os.fsdecode(path)
+    with naming(name):
+        return Checkpoint(name)

@@ -1,90 +1,103 @@
-"""The one error of everything that reads checkpoints and their configurations."""
-
-from __future__ import annotations
+"""The one error of files: what was expected, what was found, and what to do; wrong kinds."""
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-__all__ = ["CheckpointError", "damaged", "naming", "shown"]
-
-SHOWN_CHARACTERS = 120
+EXPECTED = "a checkpoint must be a PyTorch, a safetensors or an .npz file"
+AGAIN = "download or copy it again"
+SAVE = "load it in PyTorch and save `model.state_dict()` with `torch.save`"
+UNPACK = "unpack it, and give the path of the checkpoint inside"
+ORIGINAL = "give the PyTorch checkpoint that it was made from"
+STARTS: tuple[tuple[bytes | tuple[bytes, ...], str, str], ...] = (
+    (b"version https://git-lfs", "a git-lfs pointer", "run `git lfs pull`"),
+    (b"\x93NUMPY", "a single array (.npy)", "save weight and bias by name with `numpy.savez`"),
+    (bytes(8), "nothing, or zero bytes as an interrupted copy leaves them", AGAIN),
+    (b"GGUF", "a GGUF model", ORIGINAL),
+    (tuple(bytes([8, version, 0x12]) for version in range(32)), "an ONNX model", ORIGINAL),
+    ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "a gzip or similar file", UNPACK),
+    (b"\x80\x02\x8a\nl\xfc", "PyTorch's format before 1.6", "load it and `torch.save` it again"),
+    (b"\x80", "a plain pickle, which could run any code", SAVE),
+    (b"PK", "a zip archive that was cut short", AGAIN),
+    (b"<", "a web page", "download the file itself, after logging in if need be"),
+    ((b"{", b"["), "a JSON text", AGAIN),
+)
+INSIDE = (
+    ("/constants.pkl", "a TorchScript archive", "save `torch.jit.load(path).state_dict()`"),
+    ("/aotinductor/", "a model that AOTInductor compiled (.pt2)", ORIGINAL),
+    ("/archive_format", "a torch.export archive", "save `torch.export.load(path).state_dict`"),
+    ("/meta.yaml", "a model pack of ESPnet", "unzip it, and give the `.pth` inside"),
+)
 
 
 class CheckpointError(ValueError):
-    """
-    A checkpoint, a tensor in it, or the configuration beside it, that cannot be used.
+    """A file, or a tensor in it, that cannot be used: one line with the remedy."""
 
-    Parameters
-    ----------
-    expected : str
-        What was expected, and of which key or record.
-    found : str
-        What was found instead.
-    remedy : str
-        What the reader of the message can do.
-    path : str, optional
-        The file; None for tensors that came from memory.
+    path: str | os.PathLike[str] | None = None
 
-    Attributes
-    ----------
-    format : str or None
-        The file's format as `Checkpoint.format` calls it; None if it is not known.
-    record : str or None
-        The part of the file that was read, where `expected` does not name it.
-
-    Notes
-    -----
-    The message is one line: ``{path}: {format}: {record}: {expected}, found {found}; {remedy}``,
-    without those of the first three that are None.
-    """
-
-    def __init__(self, expected: str, found: str, remedy: str, path: str | None = None) -> None:
-        super().__init__(expected, found, remedy, path)
-        self.expected = expected
-        self.found = found
-        self.remedy = remedy
-        self.path = path
-        self.format: str | None = None
-        self.record: str | None = None
+    def __init__(self, expected: str, found: str = "", remedy: str = "") -> None:
+        super().__init__(expected, found, remedy)
 
     def __str__(self) -> str:
-        where = [_escaped(part) for part in (self.path, self.format, self.record) if part]
-        return ": ".join([*where, f"{self.expected}, found {self.found}; {self.remedy}"])
+        expected, found, remedy = self.args
+        where = f"{printable(os.fspath(self.path))}: " if self.path else ""
+        return f"{where}{expected}{found and f', found {found}'}{remedy and f'; {remedy}'}"
 
 
 def damaged(expected: str, found: str) -> CheckpointError:
     """Return the error for a file that breaks the rules of its own format."""
-    return CheckpointError(expected, found, "the file is damaged: download or copy it again")
+    return CheckpointError(expected, found, "the file is damaged: download or export it again")
+
+
+def require(condition: object, expected: str, found: str = "another") -> None:
+    """Refuse a file that breaks the rules of its own format."""
+    if not condition:
+        raise damaged(expected, found)
 
 
 @contextlib.contextmanager
-def naming(
-    path: str | os.PathLike[str] | None = None,
-    file_format: str | None = None,
-    record: str | None = None,
-) -> Iterator[None]:
-    """Let the errors raised inside name the file, its format and a record, if they do not yet."""
+def naming(path: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Let errors raised inside name the file, if they do not yet; so do those of lacking memory."""
     try:
         yield
-    except CheckpointError as error:
-        if path is not None and error.path is None:
-            error.path = os.fspath(path)
-        error.format = error.format or file_format
-        error.record = error.record or record
-        raise
+    except (CheckpointError, MemoryError, RecursionError) as error:
+        if not isinstance(error, CheckpointError):
+            expected = "the process must have the memory and the stack to read the file"
+            error = CheckpointError(expected, type(error).__name__, "give it more of both")
+        error.path = error.path or path
+        raise error from None
 
 
-def shown(text: str) -> str:
-    """Quote text from a file for a message: on one line, printable, and not too long."""
-    if len(text) > SHOWN_CHARACTERS:
-        text = f"{text[: SHOWN_CHARACTERS // 2]}...{text[-SHOWN_CHARACTERS // 2 :]}"
-    return f"'{_escaped(text)}'"
+def shown(value: object) -> str:
+    """Show what a file holds on one line, printable and not too long; text is quoted."""
+    if isinstance(value, list):
+        more = f" and {len(value) - 12} more" if len(value) > 12 else ""
+        return ", ".join(map(shown, value[:12])) + more
+    text = str(value)
+    text = text if len(text) <= 120 else f"{text[:60]}...{text[-60:]}"
+    return f"'{printable(text)}'" if isinstance(value, str) else printable(text)
 
 
-def _escaped(text: str) -> str:
+def printable(text: str) -> str:
     """Replace what a terminal would not print as one line by escapes."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def wrong_file(head: bytes) -> CheckpointError:
+    """Return the error for a file of another format, given how it begins."""
+    for start, *kind in STARTS:
+        if (head.lstrip() or bytes(8)).startswith(start):
+            return CheckpointError(EXPECTED, *kind)
+    found = f"something else, starting {shown(str(head[:16]))}"
+    return CheckpointError(EXPECTED, found, "give a checkpoint's path")
+
+
+def refuse_other(names: Iterable[str]) -> None:
+    """Refuse a zip archive of another format, given its records."""
+    inside = [f"/{name}" for name in names]
+    for part, *kind in INSIDE:
+        if any(part in name for name in inside):
+            raise CheckpointError(EXPECTED, *kind)
+    if not any(name.endswith(("/data.pkl", ".npy")) for name in inside):
+        found = f"a zip archive of other files ({shown([name[1:] for name in inside])})"
+        raise CheckpointError(EXPECTED, found, UNPACK)

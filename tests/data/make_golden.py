@@ -59,4 +59,4 @@ name = "centred_15"
 weights = {f"conv.{key}": arrays[f"{name}/{key}"] for key in ("weight", "bias")}
 stream = edgeconv.DepthwiseConvolution.from_state_dict(weights, causal=False).stream()
 stream.process(arrays[f"{name}/special/x"][:17])
-edgeconv.save_state(here / "state.npz", stream.snapshot())
+np.savez(here / "state.npz", **stream.snapshot())

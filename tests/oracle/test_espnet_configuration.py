@@ -72,14 +72,3 @@ def test_a_whole_configuration(tmp_path):
 def test_encoders(body, main, tmp_path):
     options = {"encoder_conf": {"main_conf": main, "body_conf": body}, "token_list": ["<blank>"]}
     check(trained(tmp_path / "exp", options), tmp_path / "exp")
-
-
-def test_a_configuration_of_another_model(tmp_path):
-    trained(tmp_path / "a", {"encoder_conf": {"body_conf": BODIES[0]}})
-    trained(tmp_path / "b", {"encoder_conf": {"body_conf": BODIES[1]}})
-    with pytest.raises(edgeconv.CheckpointError, match="block 0 must have a block_type with the"):
-        edgeconv.convert(
-            tmp_path / "a" / "valid.loss.ave.pth",
-            tmp_path / "w.npz",
-            config=tmp_path / "b" / "config.yaml",
-        )

@@ -1,0 +1,50 @@
+"""Every compiled function, and how it is compiled. Nothing else imports Numba or llvmlite."""
+
+import functools
+import hashlib
+import importlib.util
+import marshal
+import pkgutil
+import warnings
+from typing import Any
+
+import numba
+
+OPTIONS = {
+    "error_model": "numpy",  # the only divisors are sizes: no test for zero, no exception
+    "fastmath": False,  # reordering would break the guarantee of equal bits
+    "nogil": False,  # a call of microseconds that gives up the lock waits 5 ms to have it back
+}
+_faults: list[Exception] = []  # of the cache, the first of which is a warning
+
+
+def compiled(function: Any) -> Any:
+    """Compile a function that other kernels call."""
+    return numba.njit(function, **OPTIONS)
+
+
+def entry(function: Any, *signatures: Any, **options: Any) -> Any:
+    """Compile what Python calls, now, for these signatures alone; or load it from Numba's cache."""
+    # Numba names its files after the function, and notices an edit in that function's file alone.
+    function.__qualname__ = f"{function.__name__}_{_version()}"
+    options = OPTIONS | options
+    try:
+        return numba.njit(list(signatures), cache=True, **options)(function)
+    except Exception as fault:  # what a damaged file raises, only its content knows
+        if not _faults:
+            text = f"edgeconv compiles anew in every process, as Numba cannot cache ({fault!r})"
+            remedy = "set NUMBA_CACHE_DIR to a directory that can be written, or empty it"
+            warnings.warn(f"{text}: {remedy}", RuntimeWarning, stacklevel=3)
+        _faults.append(fault)
+        return numba.njit(list(signatures), **options)(function)
+
+
+@functools.cache
+def _version() -> str:
+    """Return a digest of this package's code, be it in files, a zip or an executable."""
+    digest = hashlib.sha256()
+    modules = pkgutil.iter_modules(__path__, f"{__name__}.")
+    for name in (__name__, *(module.name for module in modules)):
+        spec: Any = importlib.util.find_spec(name)
+        digest.update(marshal.dumps(spec.loader.get_code(name)))
+    return digest.hexdigest()[:16]

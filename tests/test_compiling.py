@@ -1,0 +1,129 @@
+"""Compiled code in the cache: never that of another source, and never needed."""
+
+import shutil
+import zipfile
+
+import pytest
+from processes import ROOT, passes, run
+
+PROGRAM = """
+import hashlib, numpy as np, edgeconv
+conv = edgeconv.DepthwiseConvolution(20, 5, causal=True, rng=0)
+y, _ = conv(np.random.default_rng(0).standard_normal((1, 30, 40)))
+print(hashlib.sha256(y).hexdigest())
+"""
+
+
+@pytest.fixture
+def package(tmp_path):
+    """Return a directory with a copy of the package."""
+    ignored = shutil.ignore_patterns("__pycache__", "shipped")
+    shutil.copytree(ROOT / "edgeconv", tmp_path / "site" / "edgeconv", ignore=ignored)
+    return tmp_path / "site"
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return passes("-c", PROGRAM)
+
+
+def files(directory):
+    return {path: path.stat().st_mtime_ns for path in directory.rglob("*.nb*")}
+
+
+def test_what_is_cached_is_used_until_any_file_of_the_kernels_changes(package, tmp_path, expected):
+    cache = tmp_path / "cache"
+    environment = {"path": package, "NUMBA_CACHE_DIR": str(cache)}
+    assert passes("-c", PROGRAM, **environment) == expected
+    compiled = files(cache)
+    assert passes("-c", PROGRAM, **environment) == expected
+    assert files(cache) == compiled != {}
+
+    names = "import edgeconv.kernels as k; print(k._version())"
+    versions = {passes("-c", names, path=package)}
+    kernels = sorted((package / "edgeconv" / "kernels").glob("*.py"))
+    for source in kernels:
+        source.write_text(source.read_text() + "\n\nEDITED = True\n")
+        versions.add(passes("-c", names, path=package))
+    assert len(versions) == 1 + len(kernels)
+
+    source = package / "edgeconv" / "kernels" / "vectors.py"
+    text = source.read_text()
+    assert "builder.add(first, _WORD(1 + k))" in text
+    source.write_text(text.replace("builder.add(first, _WORD(1 + k))", "_WORD(1)"))
+    assert passes("-c", PROGRAM, **environment) != expected
+
+
+def test_a_cache_that_cannot_be_written_is_one_warning(package, tmp_path, expected):
+    """As in a zip, with no home: Numba has no directory to choose from."""
+    with zipfile.ZipFile(tmp_path / "edgeconv.zip", "w") as archive:
+        for path in package.rglob("*.py"):
+            archive.write(path, path.relative_to(package))
+    process = run(
+        "-W", "always::RuntimeWarning", "-c", PROGRAM, path=tmp_path / "edgeconv.zip",
+        HOME="/dev/null", XDG_CACHE_HOME="/dev/null", NUMBA_CACHE_DIR="",
+    )  # fmt: skip
+    assert process.returncode == 0
+    assert process.stderr.count("RuntimeWarning") == 1
+    assert "NUMBA_CACHE_DIR" in process.stderr
+    assert process.stdout == expected
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_a_truncated_cache_is_one_warning(package, tmp_path, kind, expected):
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "path": package}
+    passes("-c", PROGRAM, **environment)
+    for path in (tmp_path / "cache").rglob(f"*.{kind}"):
+        path.write_bytes(path.read_bytes()[:100])
+    process = run("-W", "always::RuntimeWarning", "-c", PROGRAM, **environment)
+    assert (process.returncode, process.stdout) == (0, expected)
+    assert process.stderr.count("RuntimeWarning") == 1
+
+
+def test_sources_need_not_be_there(package, tmp_path, expected):
+    """As in a frozen program: compiled modules alone."""
+    compile_all = "import compileall; assert compileall.compile_dir('.', legacy=True, quiet=1)"
+    passes("-c", f"import os; os.chdir({str(package)!r}); {compile_all}")
+    for path in package.rglob("*.py"):
+        path.unlink()
+    process = run("-c", PROGRAM, path=package, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == expected
+
+
+def test_a_processor_without_fused_multiply_adds_gives_the_same_bits():
+    golden = ROOT / "tests" / "test_golden.py"
+    environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    process = run("-m", "pytest", "-q", "-p", "no:cacheprovider", golden, **environment)
+    assert process.returncode == 0, process.stdout
+
+
+def test_what_needs_no_computation_imports_no_numba():
+    program = """
+import sys, edgeconv
+path = edgeconv.__path__[0] + "/../weights/espnet-streaming-encoder.npz"
+edgeconv.load_all(path)
+list(edgeconv.read_checkpoint(path))
+assert "numba" not in sys.modules
+"""
+    passes("-c", program)
+
+
+def test_imports_go_one_way():
+    """Down this list; what only names types, or runs later, is no import."""
+    order = (
+        "cli machine terminal weights digest configuration convolution stream "
+        "arguments state_dict checkpoint kernels"
+    )
+    ranks = {name: i for i, name in enumerate(order.split(" "))}
+    program = "import sys, edgeconv, edgeconv.cli, edgeconv.stream; print(*sys.modules)"
+    modules = [m for m in passes("-c", program).split() if m.startswith("edgeconv.")]
+    assert {m.split(".")[1] for m in modules} <= set(ranks)
+    for path in (ROOT / "edgeconv").glob("*.py"):
+        for line in path.read_text().splitlines():
+            words = line.split()
+            if line.startswith(("from edgeconv", "import edgeconv")) and path.stem in ranks:
+                parts = words[1].split(".")
+                names = parts[1:2] or [word.strip(",") for word in words[3:]]
+                for name in names:
+                    assert ranks[path.stem] < ranks.get(name, 99), f"{path.name}: {line}"
