@@ -112,7 +112,7 @@ assert "numba" not in sys.modules
 def test_imports_go_one_way():
     """Down this list; what only names types, or runs later, is no import."""
     order = (
-        "cli machine terminal weights digest configuration convolution stream "
+        "cli machine terminal weights digest configuration encoder convolution stream "
         "arguments state_dict checkpoint kernels"
     )
     ranks = {name: i for i, name in enumerate(order.split(" "))}

@@ -6,7 +6,7 @@ Addresses, strides and distances are integers and count bytes.
 import inspect
 
 from llvmlite import binding, ir
-from numba import int64, types
+from numba import float32, float64, int8, int64, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -14,6 +14,7 @@ from numba.extending import intrinsic
 # 26 of NEON's 32 registers (two to a vector) and 13 of AVX2's 16.
 LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 VECTOR = 4 * LANES
+BLOCK = 2 * LANES  # outputs of a dense layer whose weights lie together
 
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _WORD = ir.IntType(64)
@@ -150,3 +151,180 @@ def _set_mode(builder, mode):
         _call(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), builder.bitcast(place, _BYTES))
     else:
         _call(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), mode)
+
+
+def make_product(n_frames, n_blocks=1):
+    """Make the product of `n_frames` rows with `n_blocks` blocks of weights, `BLOCK` outputs each.
+
+    Each output is one chain of fused multiply-adds: it begins with its start and takes k in
+    ascending order, tap by tap. With 8-bit weights it begins with zero, and ends by a fused
+    multiply-add of the scale, which follows the start, and the start. Accumulators stay in
+    registers. Operands are tuples of addresses and distances:
+
+    * y: the first output; from a row to the next
+    * start: the first block's; from a block to the next
+    * w: the weights of k = 0; from one k to the next, from a block to the next
+    * x: the first row; from a row to the next, from a tap to the next
+    * count: taps; values of k in a tap
+
+    `like` is any array of the weights' type, float32 or int8.
+    """
+    kinds = [types.UniTuple(int64, n) for n in (2, 2, 3, 3, 2)]
+    n_vectors = BLOCK // LANES
+
+    @intrinsic
+    def product(typing, y, start, w, x, count, like):
+        eight_bits = like.dtype == int8
+
+        def emit(context, builder, signature, args):
+            (y, y_row), (start, start_block), (w, w_row, w_block), (x, x_row, x_tap), count = (
+                cgutils.unpack_tuple(builder, arg) for arg in args[:5]
+            )
+
+            def at(address, stride, n):
+                n = n if isinstance(n, ir.Value) else _WORD(n)
+                return builder.add(address, builder.mul(stride, n))
+
+            def load(address, index, kind=_VECTOR):
+                place = builder.gep(_pointer(builder, address, kind), [_WORD(index)])
+                return builder.load(place, align=1 if kind != _VECTOR else 4, typ=kind)
+
+            def weights(address):
+                if not eight_bits:
+                    return [load(address, v) for v in range(n_vectors)]
+                integers = ir.VectorType(ir.IntType(8), LANES)
+                vectors = (load(address, v, integers) for v in range(n_vectors))
+                return [builder.sitofp(vector, _VECTOR) for vector in vectors]
+
+            def fma(*terms):
+                return _call(builder, f"llvm.fma.v{LANES}f32", _VECTOR, *terms)
+
+            starts = [at(start, start_block, b) for b in range(n_blocks)]
+            lanes = [(b, v) for b in range(n_blocks) for v in range(n_vectors)]
+            zero = ir.Constant(_VECTOR, [0.0] * LANES)
+            totals = {
+                (f, b, v): cgutils.alloca_once_value(
+                    builder, zero if eight_bits else load(starts[b], v)
+                )
+                for f in range(n_frames)
+                for b, v in lanes
+            }
+
+            def add(k, tap):
+                row = at(w, w_row, builder.add(k, builder.mul(tap, count[1])))
+                factors = [weights(at(row, w_block, b)) for b in range(n_blocks)]
+                # Weights of a whole model come from memory: those that follow are on their way.
+                for v in range(n_vectors):
+                    ahead = builder.add(at(row, w_block, n_blocks), _WORD(v * VECTOR))
+                    hint = (ir.IntType(32)(n) for n in (0, 2, 1))  # read, into level 2, data
+                    ahead = builder.inttoptr(ahead, _BYTES)
+                    _call(builder, "llvm.prefetch.p0", ir.VoidType(), ahead, *hint)
+                for f in range(n_frames):
+                    first = at(at(x, x_row, f), x_tap, tap)
+                    place = builder.gep(_pointer(builder, first, ir.FloatType()), [k])
+                    value = _splat(builder, builder.load(place, typ=ir.FloatType()))
+                    for b, v in lanes:
+                        total = builder.load(totals[f, b, v], typ=_VECTOR)
+                        builder.store(fma(factors[b][v], value, total), totals[f, b, v])
+
+            outer, inner = (cgutils.for_range(builder, n) for n in count)
+            with outer as taps, inner as inputs:
+                add(inputs.index, taps.index)
+            for (f, b, v), total in totals.items():
+                result = builder.load(total, typ=_VECTOR)
+                if eight_bits:
+                    result = fma(result, load(starts[b], n_vectors + v), load(starts[b], v))
+                place = builder.add(at(y, y_row, f), _WORD((b * n_vectors + v) * VECTOR))
+                builder.store(result, _pointer(builder, place), align=4)
+            return context.get_dummy_value()
+
+        return types.void(*kinds, like), emit
+
+    return product
+
+
+def make_sum(squares):
+    """Make the sum of n float32, or that of the squares of what they exceed `minus` by.
+
+    Its order does not depend on the width of vectors: number i is added to the partial sum
+    i mod 16, and those are then added in pairs, j and j + 8, j and j + 4, ...
+    """
+    kind = ir.VectorType(ir.FloatType(), 16)
+
+    @intrinsic
+    def total(typing, address, n, minus):
+        def emit(context, builder, signature, args):
+            address, n, minus = args
+            partial = cgutils.alloca_once_value(builder, ir.Constant(kind, [0.0] * 16))
+
+            def plus(total, number, minus, suffix):
+                if not squares:
+                    return builder.fadd(total, number)
+                excess = builder.fsub(number, minus)
+                return _call(builder, f"llvm.fma.{suffix}", excess.type, excess, excess, total)
+
+            whole = builder.sub(n, builder.urem(n, _WORD(16)))
+            with cgutils.for_range_slice(builder, _WORD(0), whole, _WORD(16), inc=True) as (i, _):
+                place = builder.add(address, builder.mul(i, _WORD(4)))
+                numbers = builder.load(_pointer(builder, place, kind), align=4, typ=kind)
+                terms = builder.load(partial, typ=kind), numbers, _splat(builder, minus, 16)
+                builder.store(plus(*terms, "v16f32"), partial)
+            with cgutils.for_range_slice(builder, whole, n, _WORD(1), inc=True) as (i, _):
+                place = builder.gep(_pointer(builder, address, ir.FloatType()), [i])
+                number = builder.load(place, typ=ir.FloatType())
+                lane = builder.trunc(builder.sub(i, whole), ir.IntType(32))
+                sums = builder.load(partial, typ=kind)
+                term = plus(builder.extract_element(sums, lane), number, minus, "f32")
+                builder.store(builder.insert_element(sums, term, lane), partial)
+            sums = builder.load(partial, typ=kind)
+            for width in (8, 4, 2, 1):
+                halves = (
+                    ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(i, i + width)))
+                    for i in (0, width)
+                )
+                low, high = (builder.shuffle_vector(sums, sums, half) for half in halves)
+                sums = builder.fadd(low, high)
+            return builder.extract_element(sums, ir.IntType(32)(0))
+
+        return float32(int64, int64, float32), emit
+
+    return total
+
+
+def _splat(builder, number, lanes=LANES):
+    """Return a vector with the same number in every lane."""
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+    empty = ir.Constant(ir.VectorType(ir.FloatType(), lanes), ir.Undefined)
+    first = builder.insert_element(empty, number, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, first, zeros)
+
+
+@intrinsic
+def fused(typing, a, b, c):
+    """Return a * b + c, rounded once; of float32 or float64."""
+
+    def emit(context, builder, signature, args):
+        width = 32 if signature.return_type == float32 else 64
+        return _call(builder, f"llvm.fma.f{width}", args[0].type, *args)
+
+    return a(a, a, a), emit
+
+
+@intrinsic
+def bits_of(typing, number):
+    """Return the bits of a float64."""
+
+    def emit(context, builder, signature, args):
+        return builder.bitcast(args[0], _WORD)
+
+    return int64(float64), emit
+
+
+@intrinsic
+def from_bits(typing, bits):
+    """Return the float64 that has these bits."""
+
+    def emit(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return float64(int64), emit

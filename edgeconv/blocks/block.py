@@ -1,0 +1,115 @@
+"""What the blocks have in common: their options, and how they find their layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeconv.layers import (
+    ConvolutionalSpatialGatingUnit,
+    FeedForward,
+    Layer,
+    Linear,
+    Norm,
+    RelPositionMultiHeadedAttention,
+)
+from edgeconv.layers.activation import Activation
+from edgeconv.layers.layer import Array, Geometry
+
+HALF, ONE = np.float32(0.5), np.float32(1)
+
+
+class BlockOptions(NamedTuple):
+    """What a configuration decides about a block, and a state dict does not tell."""
+
+    causal: bool
+    activation: Activation  # of the feed-forward layers
+    convolution_activation: Activation  # of a Conformer's convolution
+    norm: str = "layer_norm"
+    norm_eps: float | None = None
+    norm_partial: float | None = None
+    convolution_norm: str = "layer_norm"  # of the spatial gating unit
+    convolution_norm_eps: float | None = None
+    convolution_norm_partial: float | None = None
+
+
+class Block(Layer):
+    """A block: layers of ESPnet's names, of which some have a memory."""
+
+    chunked = True
+    norms: tuple[str, ...] = ()
+
+    def __init__(self, state: Mapping[str, Any], prefix: str, options: BlockOptions) -> None:
+        from edgeconv.kernels import pointwise
+
+        self._add = pointwise.kernel(pointwise.add)
+        self._state, self._prefix, self._options = state, prefix, options
+        attention = RelPositionMultiHeadedAttention.from_state_dict(state, f"{prefix}.self_att")
+        self.input_size = self.output_size = attention.input_size
+        self._attention = attention
+        # What a configuration may state as well, by the names that it has there.
+        self.sizes = {"hidden_size": self.input_size, "heads": attention.n_heads}
+        self._norms = {
+            name: Norm.from_state_dict(
+                state,
+                f"{prefix}.{name}",
+                options.norm,
+                size=self.input_size,
+                eps=options.norm_eps,
+                partial=options.norm_partial,
+            )
+            for name in self.norms
+        }
+        self._layers: dict[str, Layer] = {"self_att": self._attention}
+        self._build()
+        del self._state
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], prefix: str, options: BlockOptions) -> Block:
+        """
+        Take a block out of a state dict.
+
+        Raises
+        ------
+        CheckpointError
+            If a tensor is missing or of another shape.
+        """
+        return cls(state, prefix, options)
+
+    def _build(self) -> None:
+        """Make the layers beside attention and norms."""
+        raise NotImplementedError
+
+    def _feed_forward(self, name: str) -> FeedForward:
+        return FeedForward.from_state_dict(
+            self._state, f"{self._prefix}.{name}", self._options.activation
+        )
+
+    def _linear(self, name: str) -> Linear:
+        return Linear.from_state_dict(self._state, f"{self._prefix}.{name}")
+
+    def _gating(self) -> ConvolutionalSpatialGatingUnit:
+        options = self._options
+        return ConvolutionalSpatialGatingUnit.from_state_dict(
+            self._state,
+            f"{self._prefix}.conv_mod",
+            options.convolution_norm,
+            causal=options.causal,
+            eps=options.convolution_norm_eps,
+            partial=options.convolution_norm_partial,
+        )
+
+    def _memory(self, geometry: Geometry) -> dict[str, Any]:
+        memories = {name: layer._memory(geometry) for name, layer in self._layers.items()}
+        return {name: memory for name, memory in memories.items() if memory}
+
+    def _normed(self, name: str, x: Array) -> Array:
+        return self._norms[name]._run(x, {})
+
+    def _half_step(self, x: Array, layer: FeedForward, norm: str) -> Array:
+        """Add half of a feed-forward layer's output to x."""
+        y = layer._run(self._normed(norm, x), {})
+        self._add(x, y, HALF)
+        return y

@@ -1,0 +1,138 @@
+"""An encoder as ESPnet's configuration describes it, and its parts as the checkpoint has them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from edgeconv.blocks.block import Block, BlockOptions
+from edgeconv.blocks.branchformer import Branchformer
+from edgeconv.blocks.conformer import Conformer
+from edgeconv.blocks.ebranchformer import EBranchformer
+from edgeconv.checkpoint import CheckpointError
+from edgeconv.checkpoint.error import shown
+from edgeconv.layers import ConvInput
+from edgeconv.layers.activation import ACTIVATIONS, Activation
+from edgeconv.layers.norm import NORMS
+
+REMEDY = "give the config.yaml that ESPnet wrote beside the checkpoint"
+BLOCKS = {"conformer": Conformer, "ebranchformer": EBranchformer, "branchformer": Branchformer}
+
+
+class Description(NamedTuple):
+    """What a configuration says; what the tensors say as well is compared with them."""
+
+    input: Mapping[str, Any]
+    main: Mapping[str, Any]
+    blocks: list[dict[str, Any]]
+    n_features: int | None
+
+    @property
+    def causal(self) -> bool:
+        """Whether an output depends on no frame behind its chunk."""
+        return bool(self.main.get("dynamic_chunk_training", False))
+
+    @property
+    def norm(self) -> str:
+        """The kind of norm of all blocks."""
+        return str(self.main.get("norm_type", "layer_norm"))
+
+    def build_blocks(self, state: Mapping[str, Any], prefix: str) -> list[Block]:
+        """Take all blocks out of a state dict."""
+        name = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+        found = {match[1] for match in map(name.match, map(str, state)) if match}
+        if len(found) != len(self.blocks):
+            expected = f"{prefix} must have {len(self.blocks)} blocks, as body_conf says"
+            raise CheckpointError(expected, str(len(found)), REMEDY)
+        return [self._block(state, f"{prefix}.{n}", block) for n, block in enumerate(self.blocks)]
+
+    def _block(self, state: Mapping[str, Any], prefix: str, block: dict[str, Any]) -> Block:
+        main = self.main
+        options = BlockOptions(
+            self.causal,
+            Activation(main.get("pos_wise_act_type", "swish"), main),
+            Activation(main.get("conv_mod_act_type", "swish"), main),
+            self.norm,
+            block.get("norm_eps"),
+            block.get("norm_partial"),
+            main.get("conv_mod_norm_type", "layer_norm"),
+            block.get("conv_mod_norm_eps"),
+            block.get("conv_mod_norm_partial"),
+        )
+        found = _kind(state, prefix)
+        if block["block_type"] != found:
+            expected = f"{prefix} must be a {block['block_type']}, as body_conf says"
+            raise CheckpointError(expected, found, REMEDY)
+        built = BLOCKS[found].from_state_dict(state, prefix, options)
+        for name, size in built.sizes.items():
+            if block.get(name, size) != size:
+                expected = f"{prefix} must have {name} {shown(block[name])}, as body_conf says"
+                raise CheckpointError(expected, str(size), REMEDY)
+        return built
+
+    def build_input(self, state: Mapping[str, Any], prefix: str) -> ConvInput:
+        """Take the input block out of a state dict."""
+        is_vgg = f"{prefix}.conv.5.weight" in state
+        if bool(self.input.get("vgg_like", is_vgg)) != is_vgg:
+            found = "a VGG block" if is_vgg else "none"
+            raise CheckpointError(f"{prefix} must be as vgg_like in input_conf says", found, REMEDY)
+        mels = "frontend.logmel.melmat"
+        n_features = state[mels].shape[1] if mels in state else 80
+        factor = self.input.get("subsampling_factor")
+        return ConvInput.from_state_dict(
+            state,
+            prefix,
+            input_size=self.n_features or n_features,
+            subsampling_factor=4 if factor is None else factor,
+        )
+
+
+def describe(configuration: Mapping[str, Any]) -> Description:
+    """Read ESPnet's configuration, or its ``encoder_conf``; refuse what is left out."""
+    encoder = configuration.get("encoder_conf", configuration)
+    bodies = encoder.get("body_conf") if isinstance(encoder, Mapping) else None
+    if not isinstance(bodies, Sequence) or not all(isinstance(b, Mapping) for b in bodies):
+        raise CheckpointError("encoder_conf must have body_conf, as a transducer's has", "", REMEDY)
+    main = encoder.get("main_conf") or {}
+    if main.get("simplified_att_score"):
+        raise CheckpointError("simplified_att_score must be false: these scores are left out")
+    for name in ("pos_wise_act_type", "conv_mod_act_type"):
+        _check(name, main.get(name, "swish"), ACTIVATIONS)
+    for name in ("norm_type", "conv_mod_norm_type"):
+        _check(name, main.get(name, "layer_norm"), NORMS)
+    blocks = []
+    for body in bodies:
+        _check("block_type", body.get("block_type"), BLOCKS)
+        blocks += [_normalised(body)] * int(body.get("num_blocks") or 1)
+    features = configuration.get("input_size") or _n_mels(configuration)
+    return Description(encoder.get("input_conf") or {}, main, blocks, features)
+
+
+def _check(name: str, value: object, choices: Collection[str]) -> None:
+    if value not in choices:
+        expected = f"{name} must be one of {', '.join(choices)}"
+        raise CheckpointError(f"{expected}: others are left out", shown(value))
+
+
+def _kind(state: Mapping[str, Any], prefix: str) -> str:
+    """Tell a block's type by the names of its tensors."""
+    if f"{prefix}.conv_mod.pointwise_conv1.weight" in state:
+        return "conformer"
+    merged = f"{prefix}.depthwise_conv_mod.conv.weight" in state
+    return "ebranchformer" if merged else "branchformer"
+
+
+def _normalised(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a block's options with ESPnet's defaults, and the names of this version."""
+    block = {"heads": 4} | dict(body)
+    for name in ("depthwise_conv_kernel_size", "conv_mod_kernel_size"):
+        if name in block:
+            block.setdefault("depth_conv_kernel_size", block[name])
+    return block
+
+
+def _n_mels(configuration: Mapping[str, Any]) -> int | None:
+    frontend = configuration.get("frontend_conf")
+    n_mels = frontend.get("n_mels") if isinstance(frontend, Mapping) else None
+    return n_mels if isinstance(n_mels, int) else None

@@ -1,0 +1,309 @@
+"""ESPnet's streaming encoder: from features to encoder frames."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeconv.arguments import check_shape, described, float32, floats, integers
+from edgeconv.blocks.block import Block
+from edgeconv.blocks.description import REMEDY, describe
+from edgeconv.checkpoint import CheckpointError, read_checkpoint
+from edgeconv.checkpoint.error import naming, shown
+from edgeconv.layers import ConvInput, Norm
+from edgeconv.layers.layer import Array, Geometry, Layer, Stream, checked_geometry
+
+
+class Encoder:
+    """
+    The encoder of ESPnet's standalone transducers, ``espnet2.asr_transducer``.
+
+    An input block that subsamples by 4, Conformer, E-Branchformer or Branchformer blocks, a norm.
+    It never changes, and any number of streams and threads may share it. Bits are the same for
+    every way the features arrive, every batch and every CPU.
+
+    Parameters
+    ----------
+    state : mapping of str to array
+        ESPnet's state dict, of the encoder or of the whole model; or `read_checkpoint`'s result.
+    configuration : mapping
+        ESPnet's ``config.yaml``, or its ``encoder_conf``, as plain Python.
+
+    Raises
+    ------
+    CheckpointError
+        If they do not make an encoder, contradict each other, or ask for what is left out.
+    """
+
+    def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
+        description = describe(configuration)
+        outer = "encoder." if "encoder.embed.conv.0.weight" in state else ""
+        blocks = description.build_blocks(state, f"{outer}encoders.blocks")
+        norm = Norm.from_state_dict(
+            state,
+            f"{outer}encoders.norm_blocks",
+            description.norm,
+            size=blocks[-1].output_size,
+            eps=description.main.get("after_norm_eps"),
+            partial=description.main.get("after_norm_partial"),
+        )
+        self._embed = description.build_input(state, f"{outer}embed")
+        widths = [self._embed.output_size, *(block.input_size for block in blocks)]
+        if len(set(widths)) > 1:
+            raise CheckpointError("all blocks must be of one width", str(widths))
+        self._body = _Body(blocks, norm)
+        self._causal = description.causal
+
+    @property
+    def input_size(self) -> int:
+        """Number of features of a frame."""
+        return self._embed.input_size
+
+    @property
+    def output_size(self) -> int:
+        """Width D of an encoder frame."""
+        return self._body.output_size
+
+    @property
+    def subsampling_factor(self) -> int:
+        """Feature frames for each encoder frame."""
+        return 4
+
+    @property
+    def causal(self) -> bool:
+        """Whether it can be streamed: it was trained with ``dynamic_chunk_training``."""
+        return self._causal
+
+    def __call__(
+        self,
+        x: NDArray[np.floating[Any]],
+        *,
+        lengths: Sequence[int] | NDArray[np.integer[Any]] | None = None,
+    ) -> Any:
+        """
+        Encode whole utterances with full context, each as if alone.
+
+        Parameters
+        ----------
+        x : ndarray of floats, (B, T, input_size)
+            Features; computed in float32.
+        lengths : integers from 0 to T, (B,), optional
+            Row b has only ``lengths[b]`` frames.
+
+        Returns
+        -------
+        y : ndarray, float32, (B, T', D)
+            With `lengths`, zeros beyond each row's own frames.
+        counts : ndarray, int64, (B,)
+            Only with `lengths`: how many frames each row has.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as described.
+        """
+        x = floats("x", x, ("B", "T", self.input_size), self)
+        valid = np.full(len(x), x.shape[1])
+        if lengths is not None:
+            valid = integers("lengths", lengths, 0, x.shape[1])
+            check_shape("lengths", valid, (len(x),), self)
+        rows = []
+        for row, length in zip(x, valid.tolist(), strict=True):
+            features = float32("x", row[:length], (length, self.input_size), self)
+            rows.append(self._body._whole(self._embed._whole(features)))
+        counts = np.array([len(row) for row in rows], np.int64)
+        y = np.zeros((len(rows), max(counts, default=0), self.output_size), np.float32)
+        for out, row in zip(y, rows, strict=True):
+            out[: len(row)] = row
+        return y if lengths is None else (y, counts)
+
+    def stream(self, chunk_size: int = 20, left_context: int = 32) -> EncoderStream:
+        """
+        Start an utterance whose features come in pieces.
+
+        Parameters
+        ----------
+        chunk_size : int, at least 1
+            Encoder frames that are computed together and see each other; 20 are 640 ms of audio.
+        left_context : int, at least 0
+            Encoder frames before a chunk that it sees.
+
+        Returns
+        -------
+        EncoderStream
+            All of its code is compiled: no later call waits for a compiler.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as described, or the encoder cannot be streamed.
+        """
+        geometry = checked_geometry(chunk_size, left_context)
+        if not self._causal:
+            raise ValueError(
+                "an encoder must be trained with `dynamic_chunk_training` to be streamed, got one "
+                "whose convolutions see later frames; call it on whole utterances"
+            )
+        return EncoderStream(self._embed, self._body, geometry)
+
+    def __repr__(self) -> str:
+        kinds = [type(block).__name__ for block in self._body.blocks]
+        names = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        return f"Encoder({self.input_size}, {self.output_size}, {names}, causal={self._causal})"
+
+
+class _Body(Layer):
+    """All blocks, and the norm behind them."""
+
+    chunked = True
+
+    def __init__(self, blocks: list[Block], norm: Norm) -> None:
+        self.blocks, self._norm = blocks, norm
+        self.input_size = self.output_size = blocks[-1].output_size
+
+    def _memory(self, geometry: Geometry) -> dict[str, Any]:
+        return {str(n): block._memory(geometry) for n, block in enumerate(self.blocks)}
+
+    def _run(self, x: Array, memory: dict[str, Any]) -> Array:
+        for block, own in zip(self.blocks, memory.values(), strict=True):
+            x = block._run(x, own)
+        return self._norm._run(x, {})
+
+
+class EncoderStream:
+    """
+    One utterance through an encoder; `Encoder.stream` opens it.
+
+    Notes
+    -----
+    The grid of chunks is ESPnet's, and belongs to the utterance: its first window is
+    ``4 * chunk_size - 1`` feature frames, and the first embedding is dropped, so that the first
+    chunk is 3 or, with a VGG block of factor 6, 4 frames shorter than the others. A chunk comes
+    out when all of its features are there; the last one, by `flush`, may be shorter. A stream
+    belongs to one thread at a time.
+    """
+
+    def __init__(self, embed: ConvInput, body: Layer, geometry: Geometry) -> None:
+        chunk_size = geometry.chunk_size
+        self._embed = embed.stream()
+        self._body = Stream(body, geometry, (chunk_size - embed.lost - 1) % chunk_size + 1)
+        self._width = embed.input_size
+        self._latency = 4 * (chunk_size - 1)
+
+    @property
+    def latency(self) -> int:
+        """Feature frames for which the first encoder frame of a chunk waits for the last one."""
+        return self._latency
+
+    @property
+    def frames_in(self) -> int:
+        """Feature frames taken since the start of the utterance."""
+        return self._embed.frames_in
+
+    @property
+    def frames_out(self) -> int:
+        """Encoder frames returned since the start of the utterance."""
+        return self._body.frames_out
+
+    def process(self, features: NDArray[np.floating[Any]]) -> Array:
+        """
+        Take any number of feature frames; return the encoder frames that are now final.
+
+        Parameters
+        ----------
+        features : ndarray of floats, (n, input_size)
+            n may be 0.
+
+        Returns
+        -------
+        ndarray, float32, (m, D)
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `features` is anything else. The stream is then as before the call.
+        """
+        x = float32("features", features, ("n", self._width), self)
+        is_first = self._embed.frames_out == 0
+        return self._body.process(self._embed.process(x)[int(is_first) :])
+
+    def flush(self) -> Array:
+        """
+        End the utterance: return its last encoder frames, then start anew.
+
+        Returns
+        -------
+        ndarray, float32, (m, D)
+            All frames that the features make, as a shorter chunk; no silence is added.
+        """
+        is_first = self._embed.frames_out == 0
+        y = self._body.process(self._embed.flush()[int(is_first) :])
+        return np.concatenate([y, self._body.flush()])
+
+    def reset(self) -> None:
+        """Start a new utterance: as if the stream had just been opened."""
+        self._embed.reset()
+        self._body.reset()
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """Return the stream's state by name, for ``np.savez``; no later call changes it."""
+        parts = {"embed": self._embed, "body": self._body}
+        return {f"{n}.{k}": v for n, part in parts.items() for k, v in part.snapshot().items()}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """
+        Go back, or on, to a state from `snapshot` of a stream of the same encoder and chunks.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is anything else. The stream is then as before the call.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"`state` must be a mapping of arrays, got {described(state)}")
+        before = self._embed.snapshot()
+        for name, part in (("embed.", self._embed), ("body.", self._body)):
+            own = {key[len(name) :]: state[key] for key in state if key.startswith(name)}
+            try:
+                part.restore(own)
+            except (TypeError, ValueError):
+                self._embed.restore(before)
+                raise
+
+    def __repr__(self) -> str:
+        return f"<EncoderStream, {self.frames_in} feature frames in, {self.frames_out} frames out>"
+
+
+def load_encoder(path: str | os.PathLike[str], config: str | os.PathLike[str]) -> Encoder:
+    """
+    Load an encoder from what ESPnet wrote.
+
+    Parameters
+    ----------
+    path : path
+        A checkpoint, such as a ``.pth`` of PyTorch.
+    config : path
+        The ``config.yaml`` beside it; reading it needs PyYAML.
+
+    Raises
+    ------
+    CheckpointError
+        If they do not make an encoder.
+    """
+    import yaml
+
+    with naming(config):
+        try:
+            configuration = yaml.safe_load(Path(config).read_bytes())
+        except yaml.YAMLError as error:
+            raise CheckpointError("it must be YAML", shown(str(error)), REMEDY) from None
+        if not isinstance(configuration, Mapping):
+            raise CheckpointError("it must be a mapping", shown(repr(configuration)), REMEDY)
+        describe(configuration)
+    with naming(path):
+        return Encoder(read_checkpoint(path), configuration)

@@ -1,0 +1,114 @@
+"""Attention with relative positions: scores and context of a chunk, over a run of keys and values.
+
+Keys and position projections are stored by dimension, so that a vector holds neighbouring keys:
+
+* keys (H, dk, n): column j is key j. positions (H, dk, m): column c is distance zero - c.
+* values (n, H, wide): rows of each head, filled up with zeros to whole blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numba import float32, int64, types, void
+
+from edgeconv.kernels import compiled, entry
+from edgeconv.kernels.dense import LONG, MOST, address_of, multiply
+from edgeconv.kernels.pointwise import softmax
+from edgeconv.kernels.vectors import (
+    BLOCK,
+    enter_usual_mode,
+    give_up_lock,
+    return_to_mode,
+    take_lock,
+)
+
+SCORES, SHIFTED, CONTEXT = range(3)
+
+
+@compiled
+def _products(y, n_rows, x, w, n_outputs, n_terms):
+    """Write products of rows with a matrix, whole blocks of outputs; operands as in `multiply`."""
+    start = np.zeros(BLOCK, np.float32)
+    for i in range(0, n_outputs, BLOCK):
+        at_y, at_w = (y[0] + 4 * i, y[1]), (w[0] + 4 * i, w[1], 0)
+        multiply(at_y, n_rows, (address_of(start), 0), at_w, x, (1, n_terms), start)
+
+
+def attend(projected, biases, keys, values, positions, span, out):
+    """Store a chunk's keys and values, and write its context (T, D).
+
+    projected (T, 3 * D): queries, keys and values; biases (2, D) are added to the queries for keys
+    and for positions. Span: the first key that the chunk sees, how many these are, its own the
+    last, and the column of distance 0 in `positions`.
+    """
+    n_frames, width = out.shape
+    n_heads, size, wide = keys.shape[0], keys.shape[1], values.shape[2]
+    first, n, zero = span[0], span[1], span[2]
+    is_long = 2 * out.size * n >= LONG
+    thread = give_up_lock() if is_long else 0
+    mode = enter_usual_mode()
+    root = np.sqrt(float32(size))
+    queries = np.empty((2, n_frames, width), np.float32)
+    for t in range(n_frames):
+        key = first + n - n_frames + t
+        for head in range(n_heads):
+            for i in range(size):
+                column = head * size + i
+                queries[0, t, column] = projected[t, column] + biases[0, column]
+                queries[1, t, column] = projected[t, column] + biases[1, column]
+                keys[head, i, key] = projected[t, width + column]
+                values[key, head, i] = projected[t, 2 * width + column]
+    scores = np.empty((MOST, n + BLOCK), np.float32)
+    shifted = np.empty((MOST, n + MOST + BLOCK), np.float32)
+    context = np.empty((MOST, wide), np.float32)
+    for job in range(n_heads * -(-n_frames // MOST) * 3):
+        head, rest = divmod(job, 3 * -(-n_frames // MOST))
+        t, step = rest // 3 * MOST, rest % 3
+        rows = min(MOST, n_frames - t)
+        # Frame t is the key n - n_frames + t; its columns begin one before those of frame t - 1.
+        column = zero - (n - n_frames + t + rows - 1)
+        query = address_of(queries) + t * queries.strides[1] + 4 * head * size
+        if step == SCORES:
+            y, x = (address_of(scores), scores.strides[0]), (query, 4 * width, 0)
+            w = address_of(keys) + head * keys.strides[0] + 4 * first, keys.strides[1]
+            n_outputs, n_terms = n, size
+        elif step == SHIFTED:
+            query += queries.strides[0]
+            y, x = (address_of(shifted), shifted.strides[0]), (query, 4 * width, 0)
+            w = address_of(positions) + head * positions.strides[0], positions.strides[1]
+            w = w[0] + 4 * column, w[1]
+            n_outputs, n_terms = n + rows - 1, size
+        else:
+            for i in range(rows):
+                for j in range(n):
+                    scores[i, j] = (scores[i, j] + shifted[i, rows - 1 - i + j]) / root
+                softmax(scores, i, n)
+            y = address_of(context), context.strides[0]
+            x = address_of(scores), scores.strides[0], 0
+            w = address_of(values) + head * values.strides[1], values.strides[0]
+            w = w[0] + first * w[1], w[1]
+            n_outputs, n_terms = wide, n
+        _products(y, rows, x, w, n_outputs, n_terms)
+        if step == CONTEXT:
+            for i in range(rows):
+                for j in range(size):
+                    out[t + i, head * size + j] = context[i, j]
+    return_to_mode(mode)
+    if is_long:
+        take_lock(thread)
+
+
+def _floats(dimensions, readonly=True):
+    return types.Array(float32, dimensions, "C", readonly)
+
+
+@functools.cache
+def kernel():
+    """Return `attend`, compiled."""
+    span = types.Array(int64, 1, "C", readonly=True)
+    run = _floats(3, readonly=False)
+    return entry(
+        attend, void(_floats(2), _floats(2), run, run, _floats(3), span, _floats(2, False))
+    )

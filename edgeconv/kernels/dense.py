@@ -1,0 +1,149 @@
+"""Dense layers and direct convolutions: products of rows with packed weights, in one fixed order.
+
+Weights lie in blocks of `BLOCK` outputs, as a tile reads them; the last block is filled up with
+zeros. A block is one run of memory:
+
+* float32: (1 + taps * K, BLOCK): the biases, then the weights of each k.
+* 8 bits: the biases and the scales as float32, then int8 (taps * K, BLOCK).
+
+A dense layer has one tap. A convolution has one for each row of its kernel, with K = columns *
+channels of it, which are one run of its input.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from numba import float32, int8, int64, types, void
+from numpy.typing import NDArray
+
+from edgeconv.kernels import compiled, entry
+from edgeconv.kernels.ring import Array, zeros
+from edgeconv.kernels.vectors import (
+    BLOCK,
+    LANES,
+    enter_usual_mode,
+    give_up_lock,
+    make_product,
+    return_to_mode,
+    take_lock,
+)
+
+# Multiply-adds from which a call lets other Python threads run: some 0.7 ms on a PC, 5 ms on a
+# Raspberry Pi. Beside two busy threads, each such call may wait 10 ms to have the lock back.
+LONG = 1 << 25
+
+# As many accumulators as there are registers for: 16 in AVX2, 32 in NEON (two to a vector) and
+# AVX-512. Sums of one frame wait for each other's roundings: those of four blocks fill the time.
+MOST = 8 if LANES == 16 else 6
+tile_8, tile_7, tile_6, tile_5 = (make_product(n) for n in (8, 7, 6, 5))
+tile_4, tile_3, tile_2, tile_1 = (make_product(n) for n in (4, 3, 2, 1))
+tile_1_of_4_blocks = make_product(1, n_blocks=4)
+
+
+@compiled
+def address_of(array):
+    """Return the address of an array's first element."""
+    return int64(array.ctypes.data)
+
+
+@compiled
+def multiply(y, n, start, w, x, count, like):
+    """Write the products of `n` rows with one block; operands as in `make_product`."""
+    tiles = -(-n // MOST)
+    done = 0
+    for tile in range(tiles, 0, -1):
+        rows = -(-(n - done) // tile)  # as equal as can be: the smaller a tile, the slower
+        out, place = (y[0] + done * y[1], y[1]), (x[0] + done * x[1], x[1], x[2])
+        done += rows
+        if MOST == 8 and rows == 8:
+            tile_8(out, start, w, place, count, like)
+        elif MOST == 8 and rows == 7:
+            tile_7(out, start, w, place, count, like)
+        elif rows == 6:
+            tile_6(out, start, w, place, count, like)
+        elif rows == 5:
+            tile_5(out, start, w, place, count, like)
+        elif rows == 4:
+            tile_4(out, start, w, place, count, like)
+        elif rows == 3:
+            tile_3(out, start, w, place, count, like)
+        elif rows == 2:
+            tile_2(out, start, w, place, count, like)
+        else:
+            tile_1(out, start, w, place, count, like)
+
+
+@compiled
+def _multiply_blocks(x, y, w, count, tap, first, last):
+    """Write the outputs of some blocks for all rows of all lines."""
+    n_lines, n_rows, n_outputs = y.shape
+    rest = np.empty((n_rows, BLOCK), np.float32)  # of a block that is wider than what is left of y
+    w_start, w_row, block_size = address_of(w), BLOCK * w.itemsize, w.strides[0]
+    to_weights = BLOCK * (8 if w.itemsize == 1 else 4)
+    line_x, row_x, line_y, row_y = x.strides[0], x.strides[1], y.strides[0], y.strides[1]
+    block = first
+    while block < last:
+        start = w_start + block * block_size
+        weights = start + to_weights, w_row, block_size
+        width = min(BLOCK, n_outputs - block * BLOCK)
+        at_once = 4 if n_rows == 1 and block + 4 <= min(last, n_outputs // BLOCK) else 1
+        for line in range(n_lines):
+            rows = address_of(x) + line * line_x, row_x, tap
+            out = address_of(y) + line * line_y + block * 4 * BLOCK, row_y
+            if width < BLOCK:
+                out = address_of(rest), 4 * BLOCK
+            if at_once == 4:
+                tile_1_of_4_blocks(out, (start, block_size), weights, rows, count, w)
+            else:
+                multiply(out, n_rows, (start, block_size), weights, rows, count, w)
+            for i in range(n_rows if width < BLOCK else 0):
+                for j in range(width):
+                    y[line, i, block * BLOCK + j] = rest[i, j]
+        block += at_once
+
+
+def dense(x, y, w, taps, tap):
+    """Write y (lines, rows, N), products of x (lines, rows, K) and of what is `tap` bytes on."""
+    count = taps, x.shape[2]
+    is_long = y.size * taps * x.shape[2] >= LONG
+    thread = give_up_lock() if is_long else 0
+    mode = enter_usual_mode()
+    _multiply_blocks(x, y, w, count, tap, 0, len(w))
+    return_to_mode(mode)
+    if is_long:
+        take_lock(thread)
+
+
+_ROWS = types.Array(float32, 3, "A", readonly=True), types.Array(float32, 3, "A")
+
+
+@functools.cache
+def kernel(eight_bits):
+    """Return `dense` for weights of 32 or 8 bits."""
+    weights = types.Array(int8 if eight_bits else float32, 2, "C", readonly=True)
+    return entry(dense, void(*_ROWS, weights, int64, int64))
+
+
+# --- Memory in this layout ---
+
+
+def pack(weight: NDArray[Any], bias: Array, scale: Array | None = None) -> NDArray[Any]:
+    """Pack weights (N, taps * K), float32, or int8 with scales (N,), and biases (N,)."""
+    n_outputs, n_inputs = weight.shape
+    n_blocks = -(-n_outputs // BLOCK)
+    heads = [bias] if scale is None else [bias, scale]
+    size = 4 * BLOCK * len(heads)
+    packed = zeros(n_blocks, (size + BLOCK * n_inputs * weight.itemsize) // 4).view(np.int8)
+    for block, memory in enumerate(packed):
+        chosen = slice(block * BLOCK, min((block + 1) * BLOCK, n_outputs))
+        width = chosen.stop - chosen.start
+        for row, head in zip(memory[:size].view(np.float32).reshape(-1, BLOCK), heads, strict=True):
+            row[:width] = head[chosen]
+        rows = memory[size:].view(weight.dtype).reshape(n_inputs, BLOCK)
+        rows[:, :width] = weight[chosen].T
+    packed = packed.view(weight.dtype)
+    packed.flags.writeable = False
+    return packed

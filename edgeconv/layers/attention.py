@@ -1,0 +1,136 @@
+"""Attention of several heads, with relative positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeconv.arguments import check_shape, float32, integers
+from edgeconv.checkpoint import CheckpointError
+from edgeconv.layers.layer import Array, Geometry, Layer
+from edgeconv.layers.linear import Linear
+from edgeconv.layers.parameters import Weights, tensor
+from edgeconv.layers.positions import relative_positions
+
+
+class RelPositionMultiHeadedAttention(Layer):
+    """
+    ESPnet's ``RelPositionMultiHeadedAttention``: a chunk looks at itself and at its past.
+
+    The score of query i and key j is ``((q_i + u) . k_j + (q_i + v) . p_(i - j)) / sqrt(dk)``. Keys
+    that there are not yet, at the start of a signal, are left out. Called on whole signals, every
+    frame sees every other.
+    """
+
+    chunked = True
+
+    def __init__(self, project: Weights, positions: Linear, biases: Array, out: Linear) -> None:
+        from edgeconv.kernels import attention
+
+        _, self.n_heads, self.head_size = biases.shape
+        self.input_size, self.output_size = project.n_inputs, out.output_size
+        self._project, self._positions, self._out = project, positions, out
+        self._biases = biases.reshape(2, -1)  # u and v
+        self._kernel = attention.kernel()
+
+    @classmethod
+    def from_state_dict(
+        cls, state: Mapping[str, Any], prefix: str
+    ) -> RelPositionMultiHeadedAttention:
+        """
+        Take ``prefix.linear_q`` and so on out of a state dict.
+
+        Raises
+        ------
+        CheckpointError
+            If a tensor is missing or of another shape, or the attention has simplified scores.
+        """
+        if f"{prefix}.linear_pos.bias" in state:
+            raise CheckpointError(f"{prefix} must not have simplified scores, which are left out")
+        names = [f"{prefix}.pos_bias_{name}" for name in "uv"]
+        biases = np.stack([tensor(state, name, ("heads", "size")) for name in names])
+        width = biases[0].size
+        linear = [f"{prefix}.linear_{name}" for name in "qkv"]
+        positions = Linear.from_state_dict(state, f"{prefix}.linear_pos")
+        out = Linear.from_state_dict(state, f"{prefix}.linear_out")
+        for layer in (positions, out):
+            if (layer.input_size, layer.output_size) != (width, width):
+                raise CheckpointError(f"{prefix} must be of width {width}, found {layer}")
+        return cls(Weights(state, *linear, shape=(width, width)), positions, biases, out)
+
+    def _memory(self, geometry: Geometry) -> dict[str, Any]:
+        return {"past": KeysAndValues(self, geometry)}
+
+    def _run(self, x: Array, memory: dict[str, Any]) -> Array:
+        return self.attend(x, memory, np.empty(x.shape, np.float32))
+
+    def attend(self, x: Array, memory: dict[str, Any], out: Array) -> Array:
+        """Write the outputs of a chunk (T, D) to `out`, of any strides."""
+        past: KeysAndValues = memory["past"]
+        span, context = past.append(len(x)), np.empty(x.shape, np.float32)
+        runs = past.keys, past.values, past.positions
+        self._kernel(self._project.rows(x), self._biases, *runs, span, context)
+        return self._out.weights.rows(context, out)
+
+
+class KeysAndValues:
+    """
+    The latest keys and values of a stream, and the projected positions, in the kernel's layout.
+
+    What a chunk sees is one run of memory: the run moves on, and goes back to the start when it
+    reaches the end.
+    """
+
+    def __init__(self, layer: RelPositionMultiHeadedAttention, geometry: Geometry) -> None:
+        from edgeconv.kernels.vectors import BLOCK
+
+        heads, size = layer.n_heads, layer.head_size
+        chunk_size, self._left = geometry[:2]
+        self._capacity = self._left + chunk_size * (1 if geometry.is_whole else 4)
+        self.keys = np.zeros((heads, size, self._capacity + BLOCK), np.float32)
+        self.values = np.zeros((self._capacity, heads, -(-size // BLOCK) * BLOCK), np.float32)
+        self._zero = self._left + chunk_size - 1
+        distances = relative_positions(self._zero, 1 - chunk_size, layer.input_size)
+        projected = layer._positions._run(distances, {})
+        # Beyond the last frame of a chunk the kernel reads on, by less than two blocks.
+        self.positions = np.zeros((heads, size, len(projected) + 2 * BLOCK), np.float32)
+        self.positions[..., : len(projected)] = projected.T.reshape(heads, size, -1)
+        self._end = self._past = 0  # where the run ends, and how much of it the next chunk sees
+
+    def append(self, n_frames: int) -> NDArray[np.int64]:
+        """Make room for the keys and values of a chunk; return the span that it sees."""
+        if self._end + n_frames > self._capacity:
+            kept = slice(self._end - self._past, self._end)
+            self.keys[..., : self._past] = self.keys[..., kept]
+            self.values[: self._past] = self.values[kept]
+            self._end = self._past
+        first, seen = self._end - self._past, self._past + n_frames
+        self._end += n_frames
+        self._past = min(self._left, seen)
+        return np.array([first, seen, self._zero])
+
+    def reset(self) -> None:
+        """Forget all."""
+        self._end = self._past = 0
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """Return the keys and values that the next chunk sees, (n, D)."""
+        heads, size, _ = self.keys.shape
+        kept = slice(self._end - self._past, self._end)
+        keys = self.keys[..., kept].reshape(heads * size, -1).T.copy()
+        values = self.values[kept, :, :size].reshape(-1, heads * size).copy()
+        return {"keys": keys, "values": values}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go to a state."""
+        heads, size, _ = self.keys.shape
+        keys = float32("state['keys']", state["keys"], ("n", heads * size), "attention")
+        values = float32("state['values']", state["values"], keys.shape, "attention")
+        integers("len(state['keys'])", len(keys), 0, self._left)
+        check_shape("state['values']", values, keys.shape, "attention")
+        self._end = self._past = len(keys)
+        self.keys[..., : self._end] = keys.T.reshape(heads, size, -1)
+        self.values[: self._end, :, :size] = values.reshape(-1, heads, size)

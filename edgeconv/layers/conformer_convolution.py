@@ -1,0 +1,92 @@
+"""The convolution module of a Conformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgeconv.convolution import DepthwiseConvolution
+from edgeconv.layers.activation import Activation
+from edgeconv.layers.layer import Array, Geometry, Layer, convolution_memory
+from edgeconv.layers.linear import Linear
+from edgeconv.layers.parameters import tensor
+
+
+class ConformerConvolution(Layer):
+    """
+    ESPnet's ``ConformerConvolution``: a gate, a convolution, a batch norm, an activation.
+
+    ``W2 activation(norm(convolution(gate(W1 x))))``, where the gate is the first half of its input
+    times the sigmoid of the second. The batch norm, of running statistics, is folded into the
+    convolution's weights.
+
+    Parameters
+    ----------
+    before, after : Linear
+        The two dense layers.
+    conv : DepthwiseConvolution
+        With the batch norm in its weights.
+    activation : Activation
+        The function behind it.
+    """
+
+    def __init__(
+        self, before: Linear, conv: DepthwiseConvolution, activation: Activation, after: Linear
+    ) -> None:
+        from edgeconv.kernels import pointwise
+
+        self._before, self._conv, self._activation, self._after = before, conv, activation, after
+        self._gate = pointwise.kernel(pointwise.gate)
+        self.input_size, self.output_size = before.input_size, after.output_size
+        self.kernel_size = conv.kernel_size
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        state: Mapping[str, Any],
+        prefix: str,
+        activation: Activation | str = "swish",
+        *,
+        causal: bool,
+        eps: float = 1e-5,
+    ) -> ConformerConvolution:
+        """
+        Take the module out of a state dict; `eps` is the batch norm's.
+
+        Raises
+        ------
+        CheckpointError
+            If a tensor is missing or of another shape.
+        """
+        before = Linear.from_state_dict(state, f"{prefix}.pointwise_conv1")
+        after = Linear.from_state_dict(state, f"{prefix}.pointwise_conv2")
+        weight = tensor(state, f"{prefix}.depthwise_conv.weight", (before.input_size, 1, "K"))
+        channels = (len(weight),)
+        bias = tensor(state, f"{prefix}.depthwise_conv.bias", channels)
+        names = ("weight", "bias", "running_mean", "running_var")
+        factor, offset, mean, variance = (
+            tensor(state, f"{prefix}.norm.{name}", channels).astype(np.float64) for name in names
+        )
+        factor /= np.sqrt(variance + eps)
+        folded = {
+            "weight": weight * factor[:, None, None],
+            "bias": (bias - mean) * factor + offset,
+        }
+        conv = DepthwiseConvolution.from_state_dict(
+            {f"conv.{name}": array.astype(np.float32) for name, array in folded.items()},
+            causal=causal,
+        )
+        if isinstance(activation, str):
+            activation = Activation(activation)
+        return cls(before, conv, activation, after)
+
+    def _memory(self, geometry: Geometry) -> dict[str, Any]:
+        return {"conv": convolution_memory(self._conv, geometry)}
+
+    def _run(self, x: Array, memory: dict[str, Any]) -> Array:
+        gated = np.empty((len(x), self._conv.channels), np.float32)
+        self._gate(self._before._run(x, {}), gated)
+        hidden = self._activation(memory["conv"].process(gated))
+        return self._after._run(hidden, {})

@@ -1,0 +1,232 @@
+"""The input block: convolutions over time and frequency that subsample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeconv.arguments import float32, integers
+from edgeconv.checkpoint import CheckpointError
+from edgeconv.layers.activation import Activation
+from edgeconv.layers.layer import Array, Geometry, Layer
+from edgeconv.layers.linear import Linear
+from edgeconv.layers.parameters import Weights
+
+
+class ConvInput(Layer):
+    """
+    ESPnet's ``ConvInput``: the conv2d block of factor 4, the VGG blocks of factors 4 and 6.
+
+    * conv2d: two convolutions of 3 x 3 and stride 2, each with a ReLU
+    * VGG: twice a convolution of 3 x 3 padded by 1, one that is not padded, each with a ReLU, and
+      the largest of 2 x 2, or for factor 6 first of 3 x 3, with stride 2: all of them subsample by
+      4, whatever the factor
+
+    and a dense layer over all channels of a frame. Computed directly, without copies of the
+    windows; a stream computes no frame twice.
+
+    Attributes
+    ----------
+    lost : int
+        By how many encoder frames ESPnet's first window is shorter than its later ones.
+    """
+
+    def __init__(self, stages: list[Stage], out: Linear, lost: int) -> None:
+        self._stages, self._out, self.lost = stages, out, lost
+        self.input_size, self.output_size = stages[0].n_rows, out.output_size
+
+    @classmethod
+    def from_state_dict(
+        cls, state: Mapping[str, Any], prefix: str, *, input_size: int, subsampling_factor: int = 4
+    ) -> ConvInput:
+        """
+        Take the block out of a state dict, whose names tell whether it is conv2d or VGG.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            With ``prefix.conv.0`` and so on, and ``prefix.output``.
+        prefix : str
+            The block's name.
+        input_size : int
+            Number of features of a frame.
+        subsampling_factor : int
+            4, or 6 for a VGG block; the tensors do not tell.
+
+        Raises
+        ------
+        CheckpointError
+            If a tensor is missing or of another shape, or the factor is another.
+        """
+        is_vgg = f"{prefix}.conv.5.weight" in state
+        if subsampling_factor not in ((4, 6) if is_vgg else (4,)):
+            kind = "VGG block of factor 4 or 6" if is_vgg else "conv2d block of factor 4"
+            raise CheckpointError(f"{prefix} must be a {kind}, found factor {subsampling_factor}")
+        # The number of a convolution, its padding, and what is the largest of how many behind it.
+        vgg = ((0, 1, 0), (2, 0, subsampling_factor // 2), (5, 1, 0), (7, 0, 2))
+        conv2d = ((0, 0, 0), (2, 0, 0))
+        stages: list[Stage] = []
+        shape = input_size, 1
+        for number, padding, pool in vgg if is_vgg else conv2d:
+            name, stride = f"{prefix}.conv.{number}", 1 if is_vgg else 2
+            stages.append(Convolution(state, name, shape, stride, padding))
+            if pool:
+                stages.append(Largest(stages[-1].output_shape, pool))
+            shape = stages[-1].output_shape
+        out = Linear(_Flattened(state, f"{prefix}.output", stages[-1].output_shape))
+        return cls(stages, out, 4 if subsampling_factor == 6 else 3)
+
+    def _memory(self, geometry: Geometry) -> dict[str, Any]:
+        return {str(n): Frames(stage) for n, stage in enumerate(self._stages)}
+
+    def _run(self, x: Array, memory: dict[str, Any]) -> Array:
+        return self._through(x[:, :, None], memory, is_end=False)
+
+    def _finish(self, memory: dict[str, Any]) -> Array:
+        return self._through(np.empty((0, self.input_size, 1), np.float32), memory, is_end=True)
+
+    def _through(self, x: Array, memory: dict[str, Any], is_end: bool) -> Array:
+        for frames in memory.values():
+            x = frames.push(x, is_end)
+        flat = x.reshape(len(x), self._out.input_size)
+        return self._out._run(np.ascontiguousarray(flat), {})
+
+
+class _Flattened(Weights):
+    """The last dense layer's weights, for channels that vary fastest, where ESPnet's rows do."""
+
+    def __init__(self, state: Mapping[str, Any], prefix: str, shape: tuple[int, int]) -> None:
+        rows, channels = shape
+        name = f"{prefix}.weight"
+        weight = np.asarray(state.get(name, np.empty(0)))
+        if weight.ndim != 2 or weight.shape[1] != rows * channels:
+            raise CheckpointError(
+                f"{name} must have shape (N, {rows * channels}), found "
+                f"{weight.shape if name in state else 'none'}; encoders of before December 2022 "
+                "have another VGG block, which is left out"
+            )
+        turned = weight.reshape(-1, channels, rows).swapaxes(1, 2).reshape(weight.shape)
+        super().__init__({**_named(state, prefix), name: turned}, prefix, shape=("N", "K"))
+
+
+def _named(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name: state[name] for name in state if name.startswith(f"{prefix}.")}
+
+
+class Stage:
+    """
+    One step of the block: frames (n, rows, channels) to fewer or as many frames.
+
+    An output frame needs `reach` input frames, and the next one begins `stride` later. With
+    `padding` the signal has a frame of zeros before it and one behind it.
+    """
+
+    def __init__(self, n_rows: int, channels: int, reach: int, stride: int, padding: int) -> None:
+        self.n_rows, self.channels = n_rows, channels
+        self.reach, self.stride, self.padding = reach, stride, padding
+        self.output_shape = 0, 0  # rows and channels
+
+    def run(self, x: Array, n: int) -> Array:
+        """Return `n` output frames of padded input frames."""
+        raise NotImplementedError
+
+    def run_end(self, x: Array) -> Array:
+        """Return the output frame of fewer frames than it needs, if it has one."""
+        return np.empty((0, *self.output_shape), np.float32)
+
+
+class Convolution(Stage):
+    """A convolution of 3 x 3 and its ReLU."""
+
+    def __init__(
+        self,
+        state: Mapping[str, Any],
+        prefix: str,
+        shape: tuple[int, int],
+        stride: int,
+        padding: int,
+    ) -> None:
+        super().__init__(*shape, 3, stride, padding)
+        self._weights = Weights(state, prefix, shape=("N", self.channels, 3, 3), taps=3)
+        self._activation = Activation("relu")
+        rows = (self.n_rows + 2 * padding - 3) // stride + 1
+        self.output_shape = rows, self._weights.n_outputs
+
+    def run(self, x: Array, n: int) -> Array:
+        """Convolve."""
+        y = np.empty((n, *self.output_shape), np.float32)
+        self._weights.convolve(x, self.stride, y)
+        self._activation(y.reshape(n, -1))
+        return y
+
+
+class Largest(Stage):
+    """The largest of neighbouring numbers, with stride 2; the last window may be smaller."""
+
+    def __init__(self, shape: tuple[int, int], size: int) -> None:
+        super().__init__(*shape, size, 2, 0)
+        self.output_shape = -(-(self.n_rows - size) // 2) + 1, self.channels
+
+    def run(self, x: Array, n: int) -> Array:
+        """Take the largest: first of frames, then of rows."""
+        shifted = [x[i : i + 2 * n - 1 : 2] for i in range(min(self.reach, len(x)))]
+        y = shifted[0]
+        for other in shifted[1:]:
+            y = np.maximum(y, other)
+        rows = self.output_shape[0]
+        largest = y[:, : 2 * rows - 1 : 2].copy()
+        for i in range(1, self.reach):
+            other = y[:, i : i + 2 * rows - 1 : 2]
+            np.maximum(largest[:, : other.shape[1]], other, out=largest[:, : other.shape[1]])
+        return largest
+
+    def run_end(self, x: Array) -> Array:
+        """Take the largest of what there is."""
+        return self.run(x, 1) if len(x) > self.reach - self.stride else super().run_end(x)
+
+
+class Frames:
+    """The input frames of a stage that later outputs need, in a stream."""
+
+    def __init__(self, stage: Stage) -> None:
+        from edgeconv.kernels import pointwise
+
+        self._stage, self._copy = stage, pointwise.kernel(pointwise.copy)
+        shape = stage.padding, stage.n_rows + 2 * stage.padding, stage.channels
+        self._frames = np.zeros(shape, np.float32)
+
+    def push(self, x: Array, is_end: bool) -> Array:
+        """Append frames; return those outputs that are now final."""
+        stage, padding = self._stage, self._stage.padding
+        ahead = int(is_end and padding)
+        latest = len(self._frames)
+        frames = np.zeros((latest + len(x) + ahead, *self._frames.shape[1:]), np.float32)
+        rows = slice(padding, padding + stage.n_rows)
+        self._copy(self._frames, frames[:latest])
+        self._copy(x, frames[latest : latest + len(x), rows])
+        n = max(0, (len(frames) - stage.reach) // stage.stride + 1)
+        y = stage.run(frames, n) if n else np.empty((0, *stage.output_shape), np.float32)
+        rest = frames[n * stage.stride :]
+        if is_end:
+            y = np.concatenate([y, stage.run_end(rest)])
+        self._frames = np.empty(rest.shape, np.float32)
+        self._copy(rest, self._frames)
+        return y
+
+    def reset(self) -> None:
+        """Begin a signal: with a frame of zeros, if it is padded."""
+        self._frames = np.zeros((self._stage.padding, *self._frames.shape[1:]), np.float32)
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """Return the frames that later outputs need."""
+        return {"frames": self._frames.copy()}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go to a state."""
+        shape = ("n", *self._frames.shape[1:])
+        frames = float32("state['frames']", state["frames"], shape, "an input block")
+        integers("len(state['frames'])", len(frames), 0, self._stage.reach)
+        self._frames = frames.copy()

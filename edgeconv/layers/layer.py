@@ -1,0 +1,326 @@
+"""What all layers have in common: whole signals, streams, and the memory of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeconv.arguments import check_shape, described, float32, floats, integers
+
+Array = NDArray[np.float32]
+AnyStream = TypeVar("AnyStream", bound="Stream")
+
+
+class Geometry(NamedTuple):
+    """How a signal is cut: frames of a chunk, of the past that attention sees; or not at all."""
+
+    chunk_size: int
+    left_context: int = 0
+    is_whole: bool = False
+
+
+class Layer:
+    """
+    A layer with fixed weights; any number of streams and threads may share it.
+
+    Every layer can be built ``from_state_dict(state, prefix, ...)``, called on whole signals, and
+    streamed. The output is bit-identical for every batch and every cut into calls. A subclass
+    says what of a stream has memory (`_memory`), what a chunk becomes (`_run`), and, if an end has
+    outputs of its own, which (`_finish`).
+
+    Attributes
+    ----------
+    input_size, output_size : int
+        Width of an input and of an output frame.
+    chunked : bool
+        Whether the frames of a chunk see each other. Its streams then have a grid of chunks.
+    """
+
+    input_size: int
+    output_size: int
+    chunked = False
+
+    def __call__(self, x: NDArray[np.floating[Any]]) -> Array:
+        """
+        Run on whole signals, each as if alone.
+
+        Parameters
+        ----------
+        x : ndarray of floats, (B, T, input_size)
+            Computed in float32, never written to.
+
+        Returns
+        -------
+        ndarray, float32, (B, T', output_size)
+            T' is T, but for a layer that subsamples.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x` is anything else.
+        """
+        x = floats("x", x, ("B", "T", self.input_size), self)
+        rows = [self._whole(float32("x", row, row.shape, self)) for row in x]
+        return np.array(rows) if rows else np.empty((0, 0, self.output_size), np.float32)
+
+    def stream(self, *, chunk_size: int | None = None, left_context: int | None = None) -> Stream:
+        """
+        Start a signal that comes in pieces.
+
+        Parameters
+        ----------
+        chunk_size : int, at least 1
+            Only for layers with attention: how many frames see each other.
+        left_context : int, at least 0
+            Only for layers with attention: how many frames before a chunk it sees.
+
+        Returns
+        -------
+        Stream
+            All of its code is compiled: no later call waits for a compiler.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as described, or the layer needs frames that are yet to come.
+        """
+        if self.chunked:
+            geometry = checked_geometry(chunk_size, left_context)
+            return Stream(self, geometry, geometry.chunk_size)
+        if chunk_size is not None or left_context is not None:
+            raise TypeError(
+                f"`chunk_size`, `left_context` must not be given: {self} has no attention"
+            )
+        return Stream(self, Geometry(1), 0)
+
+    def _memory(self, geometry: Geometry) -> dict[str, Any]:
+        """Return what a stream remembers: parts, or mappings of parts, by name."""
+        return {}
+
+    def _run(self, x: Array, memory: dict[str, Any]) -> Array:
+        """Return the outputs that frames (T, input_size), or a whole chunk, make final."""
+        raise NotImplementedError
+
+    def _finish(self, memory: dict[str, Any]) -> Array:
+        """Return the outputs that the end of the signal makes final."""
+        return np.empty((0, self.output_size), np.float32)
+
+    def _whole(self, x: Array) -> Array:
+        """Run on one whole signal (T, input_size)."""
+        if self.chunked and not len(x):
+            return np.empty((0, self.output_size), np.float32)
+        memory = self._memory(Geometry(max(1, len(x)), is_whole=True))
+        y, rest = self._run(x, memory), self._finish(memory)
+        return np.concatenate([y, rest]) if len(rest) else y
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.input_size}, {self.output_size})"
+
+
+class Stream:
+    """
+    One signal through a layer; `Layer.stream` opens it.
+
+    Notes
+    -----
+    The outputs are bit-identical for every way of cutting the signal into calls. A layer with
+    attention has a grid of chunks that belongs to the signal: a chunk is computed when all of its
+    frames are there, and the last one, at the end, may be shorter. Neither the work for a chunk
+    nor the memory grows. A stream belongs to one thread at a time.
+    """
+
+    def __init__(self, layer: Layer, geometry: Geometry, first: int) -> None:
+        self._layer, self._geometry, self._first = layer, geometry, first
+        self._waiting = np.empty((0, layer.input_size), np.float32)  # for the rest of a chunk
+        self._missing, self._frames_in, self._frames_out = first, 0, 0
+        self._memory = layer._memory(geometry)
+        # All is compiled; yet a first call takes longer, and should not be the signal's.
+        layer._run(np.zeros((max(1, first), layer.input_size), np.float32), self._memory)
+        self.reset()
+
+    @property
+    def frames_in(self) -> int:
+        """Frames taken since the start of the signal."""
+        return self._frames_in
+
+    @property
+    def frames_out(self) -> int:
+        """Frames returned since the start of the signal."""
+        return self._frames_out
+
+    def process(self, chunk: NDArray[np.floating[Any]]) -> Array:
+        """
+        Take any number of frames; return the outputs that are now final.
+
+        Parameters
+        ----------
+        chunk : ndarray of floats, (n, input_size)
+            Computed in float32; n may be 0.
+
+        Returns
+        -------
+        ndarray, float32, (m, output_size)
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `chunk` is anything else. The stream is then as before the call.
+        """
+        x = float32("chunk", chunk, ("n", self._layer.input_size), self)
+        self._frames_in += len(x)
+        if not self._layer.chunked:
+            return self._counted([self._layer._run(x, self._memory)] if len(x) else [])
+        x = np.concatenate([self._waiting, x])
+        outputs, done = [], 0
+        while len(x) - done >= self._missing:
+            outputs.append(self._layer._run(x[done : done + self._missing], self._memory))
+            done += self._missing
+            self._missing = self._geometry.chunk_size
+        self._waiting = x[done:].copy()
+        return self._counted(outputs)
+
+    def flush(self) -> Array:
+        """
+        End the signal: return its last outputs, then start anew.
+
+        Returns
+        -------
+        ndarray, float32, (m, output_size)
+            What waited for a chunk to be whole is a shorter chunk.
+        """
+        outputs = []
+        if len(self._waiting):
+            outputs.append(self._layer._run(self._waiting, self._memory))
+        outputs.append(self._layer._finish(self._memory))
+        y = self._counted(outputs)
+        self.reset()
+        return y
+
+    def _counted(self, outputs: list[Array]) -> Array:
+        """Return outputs as one array, and count them."""
+        if len(outputs) == 1:
+            y = outputs[0]
+        else:
+            none = np.empty((0, self._layer.output_size), np.float32)
+            y = np.concatenate([none, *outputs])
+        self._frames_out += len(y)
+        return y
+
+    def reset(self) -> None:
+        """Start a new signal: as if the stream had just been opened."""
+        for part in _parts(self._memory).values():
+            part.reset()
+        self._waiting = np.empty((0, self._layer.input_size), np.float32)
+        self._missing = self._first
+        self._frames_in = self._frames_out = 0
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """
+        Return the stream's state, which no later call changes.
+
+        Returns
+        -------
+        dict of str to ndarray
+            ``np.savez(path, **state)`` keeps them for any machine.
+        """
+        state = {
+            "layer": np.array(self._name),
+            "waiting": self._waiting.copy(),
+            "counts": np.array([self._missing, self._frames_in, self._frames_out]),
+        }
+        for name, part in _parts(self._memory).items():
+            state |= {f"{name}.{key}": array for key, array in part.snapshot().items()}
+        return state
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """
+        Go back, or on, to a state: the outputs that follow are those that followed it.
+
+        Parameters
+        ----------
+        state : mapping of str to ndarray
+            From `snapshot`, or ``np.load`` of it, of a stream of the same layer and grid.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is anything else. The stream is then as before the call.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"`state` must be a mapping of arrays, got {described(state)}")
+        own = self.snapshot()
+        if missing := set(own) - set(state):
+            raise ValueError(f"`state` must have {min(missing)}, got {sorted(state)[:3]}, ...")
+        if str(state["layer"]) != self._name:
+            raise ValueError(f"`state` must be of {self._name}, got one of {state['layer']}")
+        width = self._layer.input_size
+        waiting = float32("state['waiting']", state["waiting"], ("n", width), self).copy()
+        counts = integers("state['counts']", state["counts"], 0, 2**62)
+        check_shape("state['counts']", counts, (3,), self)
+        try:
+            self._restore(state)
+        except (TypeError, ValueError):
+            self._restore(own)
+            raise
+        self._waiting = waiting
+        self._missing, self._frames_in, self._frames_out = counts.tolist()
+
+    def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        for name, part in _parts(self._memory).items():
+            start = f"{name}."
+            part.restore({key[len(start) :]: state[key] for key in state if key.startswith(start)})
+
+    @property
+    def _name(self) -> str:
+        return f"{self._layer} in chunks of {self._geometry[:2]}"
+
+    def __repr__(self) -> str:
+        return f"<Stream of {self._name}, {self._frames_in} frames in>"
+
+
+def checked_geometry(chunk_size: object, left_context: object) -> Geometry:
+    """Return the geometry of a stream with attention."""
+    sizes = []
+    for name, value, least in (("chunk_size", chunk_size, 1), ("left_context", left_context, 0)):
+        checked = integers(name, value, least, 2**20)
+        check_shape(name, checked, (), "a stream with attention")
+        sizes.append(int(checked))
+    return Geometry(sizes[0], sizes[1])
+
+
+def _parts(memory: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the parts of a memory by their full names."""
+    parts: dict[str, Any] = {}
+    for name, part in memory.items():
+        if isinstance(part, dict):
+            parts |= _parts(part, f"{prefix}{name}.")
+        else:
+            parts[prefix + name] = part
+    return parts
+
+
+class Whole:
+    """A convolution that is run on a whole signal at once, causal or not."""
+
+    def __init__(self, conv: Any) -> None:
+        self._conv = conv
+
+    def process(self, x: Array) -> Array:
+        """Convolve (T, C)."""
+        y: Array = self._conv(x[None])[0][0]
+        return y
+
+
+def convolution_memory(conv: Any, geometry: Geometry) -> Any:
+    """Return the memory of a depthwise convolution inside a layer."""
+    if geometry.is_whole:
+        return Whole(conv)
+    if not conv.causal:
+        raise ValueError(
+            f"`causal` must be True for a stream, got {conv}: its outputs need frames that are yet "
+            "to come; train with `dynamic_chunk_training`, or call the layer on whole signals"
+        )
+    return conv.stream()

@@ -1,0 +1,48 @@
+"""A dense layer, or a convolution with a kernel of one frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgeconv.layers.layer import Array, Layer
+from edgeconv.layers.parameters import Weights
+
+
+class Linear(Layer):
+    """
+    PyTorch's ``Linear``, or ``Conv1d`` with ``kernel_size=1``.
+
+    ``y[t, n] = bias[n] + sum over k of weight[n, k] * x[t, k]``: a chain of fused multiply-adds in
+    ascending order of k. With 8-bit weights the sum is of the integers, and is scaled at its end.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self.input_size, self.output_size = weights.n_inputs, weights.n_outputs
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], prefix: str) -> Linear:
+        """
+        Take the weights out of a state dict.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            With ``prefix.weight`` (N, K) or (N, K, 1) and, unless it is zero, ``prefix.bias`` (N,).
+            The weight may be int8, with a float32 ``prefix.weight_scale`` (N,).
+        prefix : str
+            The layer's name.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no such layer.
+        """
+        is_convolution = np.ndim(state.get(f"{prefix}.weight", 0)) == 3
+        return cls(Weights(state, prefix, shape=("N", "K", 1) if is_convolution else ("N", "K")))
+
+    def _run(self, x: Array, memory: dict[str, Any]) -> Array:
+        return self.weights.rows(x)

@@ -1,0 +1,109 @@
+"""Parameters of layers: named tensors as float32, packed weights for the dense kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeconv.checkpoint import CheckpointError
+
+Array = NDArray[np.float32]
+_REMEDY = "check that configuration and checkpoint belong together, or export the model again"
+SCALE = "weight_scale"  # beside an int8 weight (N, ...): one float32 for each output
+
+
+def tensor(state: Mapping[str, Any], name: str, shape: tuple[Any, ...]) -> Array:
+    """Return a tensor of floats of `shape`, where a letter is any length, as float32."""
+    array = _found(state, name, shape)
+    if array.dtype.kind != "f":
+        raise CheckpointError(f"{name} must be floats", str(array.dtype))
+    with np.errstate(over="ignore"):
+        result = array.astype(np.float32)
+    if (np.isinf(result) & np.isfinite(array)).any():
+        raise CheckpointError(f"{name} must fit float32, up to 3.4e38", "", _REMEDY)
+    return result
+
+
+def _found(state: Mapping[str, Any], name: str, shape: tuple[Any, ...]) -> NDArray[Any]:
+    if name not in state:
+        raise CheckpointError(f"{name} must be in the checkpoint", "none", _REMEDY)
+    array = np.asarray(state[name])
+    fits = len(array.shape) == len(shape) and all(
+        isinstance(wanted, str) or wanted == n for wanted, n in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(map(str, shape))
+        raise CheckpointError(f"{name} must have shape ({wanted})", str(array.shape), _REMEDY)
+    return array
+
+
+def quantised(weight: NDArray[np.floating[Any]]) -> tuple[NDArray[np.int8], Array]:
+    """Return a weight (N, ...) as int8 and one symmetric scale (N,) for each output."""
+    rows = np.asarray(weight, np.float32).reshape(len(weight), -1)
+    scale = np.abs(rows).max(axis=1, initial=0) / np.float32(127)
+    scale[scale == 0] = 1
+    integers = np.rint(rows / scale[:, None]).astype(np.int8)
+    return integers.reshape(weight.shape), scale
+
+
+class Weights:
+    """
+    Weights and biases of a dense layer or a convolution, as the kernels read them.
+
+    Parameters
+    ----------
+    state : mapping of str to array
+        With ``prefix.weight`` of floats, or of int8 with ``prefix.weight_scale`` (N,), and
+        ``prefix.bias`` (N,) unless it is zero.
+    prefixes : str
+        Layers of the same inputs, whose outputs follow one another.
+    shape : tuple
+        The weights' shape, where a letter is any length.
+    taps : int
+        In how many pieces the inputs come; the weights are then moved, so that the channels,
+        their second dimension, come last.
+    """
+
+    def __init__(
+        self, state: Mapping[str, Any], *prefixes: str, shape: tuple[Any, ...], taps: int = 1
+    ) -> None:
+        from edgeconv.kernels import dense
+
+        weights, biases, scales = [], [], []
+        for prefix in prefixes:
+            name = f"{prefix}.weight"
+            if np.asarray(state.get(name, 0.0)).dtype == np.int8:
+                weight = _found(state, name, shape)
+                scales.append(tensor(state, f"{prefix}.{SCALE}", (len(weight),)))
+            else:
+                weight = tensor(state, name, shape)
+            zeros = {f"{prefix}.bias": np.zeros(len(weight), np.float32)}
+            bias = state if f"{prefix}.bias" in state else zeros
+            biases.append(tensor(bias, f"{prefix}.bias", (len(weight),)))
+            if weight.ndim == 4:
+                weight = np.moveaxis(weight, 1, 3)
+            weights.append(weight.reshape(len(weight), -1))
+        if len({weight.dtype for weight in weights}) > 1:
+            raise CheckpointError(f"{', '.join(prefixes)} must all be floats, or all int8")
+        weight = np.concatenate(weights)
+        self.n_outputs, self.n_inputs = weight.shape[0], weight.shape[1] // taps
+        self._taps = taps
+        scale = np.concatenate(scales) if scales else None
+        self._packed = dense.pack(weight, np.concatenate(biases), scale)
+        self._kernel = dense.kernel(scale is not None)
+
+    def rows(self, x: Array, out: Array | None = None) -> Array:
+        """Return the products of rows (T, K), (T, N): a new array or `out`, of any strides."""
+        y = np.empty((len(x), self.n_outputs), np.float32) if out is None else out
+        self._kernel(x[None], y[None], self._packed, 1, 0)
+        return y
+
+    def convolve(self, image: Array, stride: int, y: Array) -> None:
+        """Write y (lines, rows, N), the convolution of an image (lines, rows, channels)."""
+        line, row, number = image.strides
+        shape = *y.shape[:2], self.n_inputs
+        x = np.lib.stride_tricks.as_strided(image, shape, (stride * line, stride * row, number))
+        self._kernel(x, y, self._packed, self._taps, line)

@@ -1,0 +1,69 @@
+"""Print a digest of what every kernel of an encoder computes; `--other-lanes` sets the other width.
+
+It runs in a process of its own, with the vector width or the processor's features of another one.
+"""
+
+import hashlib
+import os
+import sys
+
+import llvmlite.binding as llvm
+import numpy as np
+
+if "--other-lanes" in sys.argv:
+    features = llvm.get_host_cpu_features()
+    os.environ["NUMBA_CPU_NAME"] = llvm.get_host_cpu_name()
+    os.environ["NUMBA_CPU_FEATURES"] = features.flatten()
+    is_wide = bool(features.get("avx512f"))
+    llvm.get_host_cpu_features = lambda: {"avx512f": not is_wide}
+
+from edgeconv.kernels import attention, dense, pointwise
+from edgeconv.kernels.vectors import BLOCK, LANES
+
+
+def outputs():
+    """Yield arrays that every kernel wrote, from inputs that are the same everywhere."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return rng.standard_normal(shape, np.float32)
+
+    one = np.float32(1)
+    wide = rng.integers(0, 2**32, (20, 1000), np.uint32).view(np.float32)
+    for kind in range(len(pointwise.ACTIVATIONS)):
+        for x in (wide.copy(), 5 * normal(30, 77)):
+            pointwise.kernel(pointwise.activate)(x, kind, one, 2 * one)
+            yield x
+    x, y = normal(9, 118), np.empty((9, 59), np.float32)
+    pointwise.kernel(pointwise.gate)(x, y)
+    yield y.copy()
+    affine = normal(2, 59)
+    for kind in range(len(pointwise.NORMS)):
+        pointwise.kernel(pointwise.normalise)(x, y, affine, kind, np.float32(1e-5), 59)
+        yield y.copy()
+    pointwise.kernel(pointwise.softmax_rows)(x)
+    yield x
+    if "--pointwise" in sys.argv:
+        return
+    for n_frames, n_inputs, n_outputs in ((1, 70, 150), (13, 33, 70), (7, 64, 5)):
+        x, bias = normal(1, n_frames, n_inputs), normal(n_outputs)
+        weight = normal(n_outputs, n_inputs)
+        y = np.empty((1, n_frames, n_outputs), np.float32)
+        dense.kernel(False)(x, y, dense.pack(weight, bias), 1, 0)
+        yield y.copy()
+        integers = rng.integers(-127, 128, weight.shape, np.int8)
+        dense.kernel(True)(x, y, dense.pack(integers, bias, normal(n_outputs)), 1, 0)
+        yield y
+    values = np.zeros((60, 2, -(-20 // BLOCK) * BLOCK), np.float32)
+    values[..., :20] = normal(60, 2, 20)
+    keys, positions, out = normal(2, 20, 100), normal(2, 20, 150), np.empty((13, 40), np.float32)
+    arrays = normal(13, 120), normal(2, 40), keys, values, positions
+    attention.kernel()(*arrays, np.array([3, 41, 60]), out)
+    yield out
+
+
+if __name__ == "__main__":
+    digest = hashlib.sha256()
+    for array in outputs():
+        digest.update(np.where(np.isnan(array), np.float32(0), array).astype("<f4").tobytes())
+    print(LANES, digest.hexdigest())
