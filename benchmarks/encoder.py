@@ -99,7 +99,10 @@ def main():
     parser.add_argument("--chunk", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--chunks", type=int, default=40)
     parser.add_argument("--busy", action="store_true")
+    parser.add_argument("--smoke", action="store_true", help="a few chunks that claim nothing")
     options = parser.parse_args()
+    if options.smoke:
+        options.chunk, options.chunks = [4], 4
     torch.set_num_threads(1)
     original, encoder, small, shared = build(options.model)
     print(f"edgeconv {edgeconv.__version__}, torch {torch.__version__}, {encoder}, one thread")

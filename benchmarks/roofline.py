@@ -81,9 +81,9 @@ _push = compiled(ring.push)
 
 
 @compiled
-def _push_again(repetitions, x, out, taps, state, lengths):
+def _push_again(repetitions, x, out, state, lengths):
     for _ in range(repetitions):
-        _push(x, out, taps, state, lengths)
+        _push(x, out, state, lengths)
 
 
 def _tile_loop(tile, n_frames, n_blocks):
@@ -93,13 +93,13 @@ def _tile_loop(tile, n_frames, n_blocks):
     taps = ring.zeros(n_blocks, 1 + K, vectors.LANES)
     rows = ring.zeros(n_blocks, K + n_frames - 1, vectors.LANES)
     taps[:], rows[:] = rng.random(taps.shape), rng.random(rows.shape)
-    y_stride, taps_stride, rows_stride = (array.strides[0] for array in (y, taps, rows))
+    y_stride, rows_stride = y.strides[0], rows.strides[0]
 
     @compiled
     def run(repetitions, y, taps, rows):
         y, taps, rows = y.ctypes.data, taps.ctypes.data, rows.ctypes.data
         for _ in range(repetitions):
-            tile(y, y_stride, taps, taps_stride, rows, rows_stride, K)
+            tile(y, y_stride, taps, rows, rows_stride, K)
 
     run(1, y, taps, rows)
     for i in range(n_frames):
@@ -133,8 +133,8 @@ def report_step(sizes, effort):
         frame = np.random.default_rng(0).standard_normal(channels, np.float32)
         out, expected = np.empty((2, channels), np.float32)
         taps = ring.pack_taps(conv.weight, conv.bias)
-        state = ring.new_state(1, channels, kernel_size, 0)
-        arrays = frame, out, taps, state, np.empty(0, np.int64)
+        state = ring.new_state(1, channels, 0, 1, taps)
+        arrays = frame, out, state, np.empty(0, np.int64)
         _push_again(1, *arrays)
         if (out != step(frame, out=expected)).any():
             raise SystemExit("the kernel and `step` differ")

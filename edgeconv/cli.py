@@ -35,8 +35,7 @@ conv_mod.conv of a Branchformer, conv_mod.conv and depthwise_conv_mod.conv of an
 NEXT = """\
 next: edgeconv convert {} {}.converted.npz --causal
       (or --config config.yaml, or --no-causal without dynamic_chunk_training: true)"""
-EMPTY = "''"  # how a prefix of no characters is shown
-CHECKPOINT = "a .pth, .safetensors or .npz file"
+CHECKPOINT, NO_PREFIX = "a .pth, .safetensors or .npz file", "''"
 REMEDIES = {
     errno.ENOENT: "check the path; its directory must exist",
     errno.ENOSPC: "free some space, or write to another disk",
@@ -152,13 +151,15 @@ def _inspect(options: argparse.Namespace) -> None:
         dtype, bias = entries[f"{parent}weight"].dtype, f"{parent}bias" in entries
         causal = {True: "yes", False: "no", None: "?"}[stated.get(prefix, {}).get("causal")]
         rows += [
-            (prefix or EMPTY, channels, kernel_size, dtype, "yes" if bias else "zeros", causal)
+            (prefix or NO_PREFIX, channels, kernel_size, dtype, "yes" if bias else "zeros", causal)
         ]
     if rows:
         header = "convolution", "channels", "kernel size", "dtype", "bias", "causal"
         print(table([header, *rows]), end="\n\n")
     if reasons := unusable(checkpoint):
-        lines = [printable(f"  {prefix or EMPTY}: {reason}") for prefix, reason in reasons.items()]
+        lines = [
+            printable(f"  {prefix or NO_PREFIX}: {reason}") for prefix, reason in reasons.items()
+        ]
         print("left out:", *lines, sep="\n", end="\n\n")
     if not found:
         raise CommandError(f"{options.file}: {weights.NONE}, found none")
@@ -173,8 +174,8 @@ def _convert(options: argparse.Namespace) -> None:
     with compiling():
         written, left_out = weights.copy(*files, options.prefix, options.causal, options.config)
     for prefix, reason in left_out.items():
-        print(printable(f"edgeconv: left out {prefix or EMPTY}: {reason}"), file=sys.stderr)
-    rows = [(prefix or EMPTY, *geometry) for prefix, *geometry in written]
+        print(printable(f"edgeconv: left out {prefix or NO_PREFIX}: {reason}"), file=sys.stderr)
+    rows = [(prefix or NO_PREFIX, *geometry) for prefix, *geometry in written]
     print(table([("convolution", "channels", "kernel size"), *rows]))
     print(f"\nwritten to {printable(options.target)}")
 
@@ -183,6 +184,6 @@ def _verify(options: argparse.Namespace) -> None:
     """Compare digests."""
     with compiling():
         digests = weights.verify(options.file, options.prefix, seed=options.seed)
-    rows = [(prefix or EMPTY, digest) for prefix, digest in digests.items()]
+    rows = [(prefix or NO_PREFIX, digest) for prefix, digest in digests.items()]
     print(table([("convolution", "digest of its outputs, as recorded"), *rows]))
     print(f"\nThe same bits here, offline and streamed in all ways (--seed {options.seed}).")

@@ -15,8 +15,7 @@ def read_causal(path: str | os.PathLike[str]) -> bool:
     """
     Read from the ``config.yaml`` of ESPnet's `asr_transducer` whether convolutions are causal.
 
-    They are if ``encoder_conf.main_conf.dynamic_chunk_training`` is true, all of them. A
-    CheckpointError says why a file is no such configuration, an ImportError that PyYAML is missing.
+    They are if ``encoder_conf.main_conf.dynamic_chunk_training`` is true, all of them.
     """
     try:
         import yaml

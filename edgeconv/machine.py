@@ -130,7 +130,6 @@ def demo() -> None:
     _say("time a frame", f"median {median * 1e6:.1f} µs, 99th percentile {late * 1e6:.1f} µs")
     _say("", f"({calls:,} calls of `step`; {conv.channels} channels, {conv.kernel_size} taps)")
     _say("real time", f"{frame_time / median:,.0f} times faster, at {1 / frame_time:.0f} frames/s")
-    _say("", "(this one convolution, not a recogniser)")
     if not (agrees and is_same):
         raise CommandError("demo: outputs are not what they must be; run `edgeconv doctor`")
 

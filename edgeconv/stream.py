@@ -30,10 +30,9 @@ Lengths: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
 IN_USE = "a stream must be used by one thread at a time, got a call during another"
 ALL_FRAMES = np.empty(0, np.int64)  # for the kernel: every row takes the whole chunk
 ALL_FRAMES.flags.writeable = False
-# Multiply-adds of one call, during which Ctrl-C waits: 15 ms on a PC. From here on threads pay:
-# on a busy machine, two were up to 27 times slower than one on shorter work.
-PIECE = 1 << 28
-FRAME = 1 << 12  # what a frame costs beside its multiply-adds, in these
+# Multiply-adds of one call, during which Ctrl-C waits: some 25 ms on a PC. From here on threads
+# pay: on a busy machine, two were up to 27 times slower than one on shorter work.
+PIECE, FRAME = 1 << 29, 1 << 12  # the latter is what a frame costs beside its own, in these
 ROWS = 64  # of a batch at a time: their rings take 16 MB at C = 512, K = 31
 _gate = np.zeros(1, np.int64)  # compiled code alone closes it: no signal handler leaves it closed
 
@@ -302,13 +301,14 @@ def convolve(
 ) -> tuple[Frames, Frames]:
     """Convolve ``lengths[b]`` frames of every row b, as `conv` documents its arguments."""
     batch_size, n_frames, channels = x.shape
+    missing = max(0, LANES - channels)
+    shape = batch_size, n_frames, channels + missing
+    y = (np.zeros if (lengths < n_frames).any() else np.empty)(shape, np.float32)
     if conv.latency:  # zeros follow every signal, until its last output is final
         after = ((0, 0), (0, conv.latency))
         over = np.arange(n_frames + conv.latency) >= lengths[:, None]
         mask = over if mask is None else over | np.pad(mask, after)
         x, lengths = np.pad(x, (*after, (0, 0))), lengths + conv.latency
-    missing = max(0, LANES - channels)
-    y = np.zeros((batch_size, n_frames, channels + missing), np.float32)
     latest = np.empty_like(cache)
     for first in range(0, batch_size, ROWS):
         rows = slice(first, first + ROWS)
@@ -324,7 +324,7 @@ def convolve(
             n = np.clip(lengths[rows] - start, 0, piece.shape[1])
             n.flags.writeable = False
             piece, out = as_float32(widened(piece, missing)), y[rows]
-            pays = int(n.sum()) * work > len(state) * PIECE // 2 and ring.THREADS > 1
+            pays = int(n.sum()) * work > len(state) * PIECE // 4 * 3 and ring.THREADS > 1
             arguments = piece, out, state, n, _gate
             if pays and not serial and ring.parallel_kernel()(*arguments) != ring.BUSY:
                 continue

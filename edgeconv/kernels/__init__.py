@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import marshal
 import pkgutil
+import sys
 import warnings
 from typing import Any
 
@@ -27,7 +28,8 @@ def entry(function: Any, *signatures: Any, **options: Any) -> Any:
     """Compile what Python calls, now, for these signatures alone; or load it from Numba's cache."""
     # Numba names its files after the function, and notices an edit in that function's file alone.
     function.__qualname__ = f"{function.__name__}_{_version()}"
-    options = OPTIONS | options
+    options, heard, hook = OPTIONS | options, [], sys.unraisablehook
+    sys.unraisablehook = lambda lost: heard.append(lost.exc_type)
     try:
         return numba.njit(list(signatures), cache=True, **options)(function)
     except Exception as fault:  # what a damaged file raises, only its content knows
@@ -37,6 +39,10 @@ def entry(function: Any, *signatures: Any, **options: Any) -> Any:
             warnings.warn(f"{text}: {remedy}", RuntimeWarning, stacklevel=3)
         _faults.append(fault)
         return numba.njit(list(signatures), **options)(function)
+    finally:
+        sys.unraisablehook = hook
+        if KeyboardInterrupt in heard:  # Ctrl-C that only a destructor of llvmlite's noticed
+            raise KeyboardInterrupt
 
 
 @functools.cache

@@ -38,8 +38,7 @@ PASS = 24  # frames that enter the ring together; a pass reads all taps once
 HEADER = 16  # float32 before a row's ring, a cache line; as 64-bit numbers:
 # whether the stream is in use (the first row's), how many frames came, and what never changes.
 IN_USE, FRAMES_IN, CHANNELS, LATENCY, KERNEL_SIZE, DIMENSIONS, TAPS = range(7)
-# Multiply-adds from which a call lets other Python threads run: some 50 us on a PC.
-LONG = 1 << 20
+LONG = 1 << 20  # multiply-adds from which a call lets other threads run: some 50 us on a PC
 # What `push` answers if nothing has changed; a `raise` in compiled code leaks (numba#10783).
 REFUSED, BUSY = -1, -2
 THREADS: int = config.NUMBA_NUM_THREADS
@@ -56,14 +55,14 @@ def _outputs(y, frame, n, taps, rows, K):
     done = 0  # the last tile ends with the last frame, and may compute some of them once more
     while n - done > 4 and n >= 8:
         done = min(done, n - 8)
-        tile_8(y + done * frame, frame, taps, 0, rows + done * VECTOR, 0, K)
+        tile_8(y + done * frame, frame, taps, rows + done * VECTOR, 0, K)
         done += 8
     while done < n and n >= 4:
         done = min(done, n - 4)
-        tile_4(y + done * frame, frame, taps, 0, rows + done * VECTOR, 0, K)
+        tile_4(y + done * frame, frame, taps, rows + done * VECTOR, 0, K)
         done += 4
     while done < n:
-        tile_1(y + done * frame, 0, taps, 0, rows + done * VECTOR, 0, K)
+        tile_1(y + done * frame, 0, taps, rows + done * VECTOR, 0, K)
         done += 1
 
 
@@ -92,10 +91,8 @@ def _push_blocks(x, n_frames, y, ring, header, first_block, last_block):
         out = y + (first - silent) * frame
         block = first_block
         while last - first == 1 and block + 4 <= min(last_block, channels // LANES):
-            tile_1_of_4_blocks(
-                out + block * VECTOR, 0, taps + block * block_taps, block_taps,
-                window + block * block_ring, block_ring, K,
-            )  # fmt: skip
+            own_taps, rows = taps + block * block_taps, window + block * block_ring
+            tile_1_of_4_blocks(out + block * VECTOR, 0, own_taps, rows, block_ring, K)
             block += 4
         for rest in range(block, last_block):
             at = out + 4 * min(rest * LANES, channels - LANES)

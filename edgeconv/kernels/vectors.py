@@ -61,7 +61,9 @@ def make_tile(n_frames, n_blocks, group):
     """
 
     @instruction()
-    def tile(builder, y, y_stride, taps, taps_stride, rows, rows_stride, n_taps):
+    def tile(builder, y, y_stride, taps, rows, rows_stride, n_taps):
+        taps_stride = builder.mul(builder.add(n_taps, _WORD(1)), _WORD(VECTOR))
+
         def at(address, stride, n):
             return builder.add(address, builder.mul(stride, _WORD(n)))
 
