@@ -94,12 +94,6 @@ def test_inputs_are_arrays_of_floats(value, text):
     assert stream.frames_in == 0
 
 
-def test_bfloat16_is_told_how_to_become_float32():
-    ml_dtypes = pytest.importorskip("ml_dtypes")
-    with pytest.raises(TypeError, match=r"bfloat16; pass `x.astype\(np.float32\)`"):
-        CONV(np.zeros((1, 9, C), ml_dtypes.bfloat16))
-
-
 @pytest.mark.parametrize(
     ("shape", "remedy"),
     [

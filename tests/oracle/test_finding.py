@@ -3,6 +3,8 @@
 import re
 import warnings
 
+import ml_dtypes
+import numpy as np
 import pytest
 import torch
 from torch.nn.utils import parametrizations, prune
@@ -66,3 +68,9 @@ def test_what_no_state_dict_tells():
     assert find_convolutions(torch.nn.Conv1d(1, 64, 25).state_dict()) == [("", 64, 25)]
     strided = convolution(stride=2, dilation=3)
     assert len(find_convolutions(strided.state_dict())) == 1
+
+
+def test_frames_of_bfloat16_are_told_how_to_become_float32():
+    conv = DepthwiseConvolution(3, 5, causal=True)
+    with pytest.raises(TypeError, match=r"bfloat16; pass `x.astype\(np.float32\)`"):
+        conv(np.zeros((1, 9, 6), ml_dtypes.bfloat16))
