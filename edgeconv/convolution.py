@@ -177,22 +177,21 @@ class DepthwiseConvolution:
         """
         arguments.floats("x", x, ("B", "T", self.channels), self)
         batch_size, n_frames, channels = x.shape
-        before = np.zeros((batch_size, channels, self.kernel_size - 1), np.float32)
         if cache is not None:
             if not self.causal:
                 raise ValueError(f"`cache` must be None for {self}: push chunks through `stream()`")
-            before = arguments.float32("cache", cache, before.shape, self)
+            shape = batch_size, channels, self.kernel_size - 1
+            cache = arguments.float32("cache", cache, shape, self)
         if mask is not None:
             if lengths is not None:
                 raise ValueError("`mask` and `lengths` must not both be given")
-            shape = batch_size, n_frames
             if not arguments.is_array(mask) or mask.dtype != np.bool_:
                 wanted = "a Boolean NumPy array that is True where a frame is to be ignored"
                 raise TypeError(f"`mask` must be {wanted}, got {described(mask)}")
-            if mask.shape not in (shape, (1, n_frames)):
-                wanted = f"have shape (B, T) = {shape} or (1, T)"
+            if mask.shape not in ((batch_size, n_frames), (1, n_frames)):
+                wanted = f"have shape (B, T) = {x.shape[:2]} or (1, T)"
                 raise ValueError(f"`mask` must {wanted}, got {mask.shape}")
-            mask = np.broadcast_to(mask, shape)
+            mask = np.broadcast_to(mask, x.shape[:2])
         valid = np.full(batch_size, n_frames)
         if lengths is not None:
             valid = arguments.integers("lengths", lengths, 0, n_frames)
@@ -200,7 +199,7 @@ class DepthwiseConvolution:
 
         from edgeconv.stream import convolve
 
-        y, latest = convolve(self, x, mask, before, valid, serial=os.getpid() != _PROCESS)
+        y, latest = convolve(self, x, mask, cache, valid, serial=os.getpid() != _PROCESS)
         return y, latest if self.causal else None
 
     forward = __call__

@@ -294,7 +294,7 @@ def convolve(
     conv: DepthwiseConvolution,
     x: NDArray[Any],
     mask: NDArray[np.bool_] | None,
-    cache: Frames,
+    cache: Frames | None,
     lengths: NDArray[np.int64],
     *,
     serial: bool,
@@ -309,11 +309,12 @@ def convolve(
         over = np.arange(n_frames + conv.latency) >= lengths[:, None]
         mask = over if mask is None else over | np.pad(mask, after)
         x, lengths = np.pad(x, (*after, (0, 0))), lengths + conv.latency
-    latest = np.empty_like(cache)
+    latest = np.empty((batch_size, channels, conv.kernel_size - 1), np.float32)
     for first in range(0, batch_size, ROWS):
         rows = slice(first, first + ROWS)
         state = ring.new_state(len(x[rows]), y.shape[2], conv.latency, 1, conv._taps)
-        ring.write(state, widened(cache[rows], missing, axis=1))
+        if cache is not None:
+            ring.write(state, widened(cache[rows], missing, axis=1))
         work = len(state) * (y.shape[2] * conv.kernel_size + FRAME)  # of a frame of each row
         at_once = max(1, PIECE // work)
         for start in range(0, x.shape[1], at_once):

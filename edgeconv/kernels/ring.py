@@ -13,6 +13,7 @@ the last channel and may overlap its neighbour. There are at least `LANES` chann
 """
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -210,7 +211,7 @@ def parallel_kernel() -> Any:
 
 def zeros(*shape: int) -> Array:
     """Return float32 zeros that begin on a cache line."""
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     memory = np.zeros(size + 16, np.float32)
     first = -memory.ctypes.data % 64 // 4
     return memory[first : first + size].reshape(shape)
@@ -243,22 +244,24 @@ def new_state(batch_size: int, channels: int, latency: int, dimensions: int, tap
 def read(state: Array) -> Array:
     """Return the last K - 1 frames of every row of a state, (B, C, K - 1)."""
     channels, _, kernel_size = state.view(np.int64)[0, CHANNELS : KERNEL_SIZE + 1].tolist()
-    frames = np.empty((len(state), channels, kernel_size - 1), np.float32)
-    for row, (ring, slots) in enumerate(_rings(state, kernel_size)):
-        frames[row, lanes(channels)] = ring[:, slots].swapaxes(1, 2)
+    context = kernel_size - 1
+    frames = np.empty((len(state), channels, context), np.float32)
+    for own, (ring, start) in zip(frames, _rings(state, context), strict=True):
+        latest = ring[:, start : start + context].swapaxes(1, 2).reshape(len(ring) * LANES, context)
+        own[: len(latest) - LANES], own[-LANES:] = latest[:-LANES], latest[-LANES:]
     return frames
 
 
 def write(state: Array, frames: Array) -> None:
     """Make frames (B, C, K - 1) the last ones of every row of a state."""
-    at, kernel_size = lanes(frames.shape[1]), frames.shape[2] + 1
-    for row, (ring, slots) in enumerate(_rings(state, kernel_size)):
-        mirrored = slots + kernel_size - 1 + PASS
-        ring[:, slots] = ring[:, mirrored] = frames[row, at].swapaxes(1, 2)
+    at, context = lanes(frames.shape[1]), frames.shape[2]
+    for own, (ring, start) in zip(frames, _rings(state, context), strict=True):
+        slots = np.arange(start, start + context) % (context + PASS)
+        ring[:, slots] = ring[:, slots + context + PASS] = own[at].swapaxes(1, 2)
 
 
-def _rings(state: Array, kernel_size: int) -> Iterator[tuple[Array, NDArray[np.int64]]]:
-    """Yield the ring of each row, and where its last K - 1 frames are."""
-    context, N = kernel_size - 1, kernel_size - 1 + PASS
+def _rings(state: Array, context: int) -> Iterator[tuple[Array, int]]:
+    """Yield the ring of each row, and where its last `context` frames begin."""
+    N = context + PASS
     for row, t in zip(state, state.view(np.int64)[:, FRAMES_IN].tolist(), strict=True):
-        yield row[HEADER:].reshape(-1, 2 * N, LANES), np.arange(t - context, t) % N
+        yield row[HEADER:].reshape(-1, 2 * N, LANES), (t - context) % N

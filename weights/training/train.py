@@ -29,7 +29,7 @@ from transducer_loss import transducer_loss
 BATCH = 1_500  # feature frames, 12 s
 PEAK, WARM_UP = 1.2e-3, 100  # learning rate, and steps until it is reached
 CTC_WEIGHT = 0.3
-LESSON = 0.2  # share of the time in which phones are learned, and hardly anything else
+LESSON = 0.08  # share of the time in which phones are learned, and hardly anything else
 SUBSAMPLING, DELAY = 4, 6  # feature frames to an encoder frame, and from a phone to its label
 
 
