@@ -6,12 +6,20 @@ import zipfile
 import pytest
 from processes import ROOT, passes, run
 
-PROGRAM = """
+CONVOLUTION = """
 import hashlib, numpy as np, edgeconv
 conv = edgeconv.DepthwiseConvolution(20, 5, causal=True, rng=0)
 y, _ = conv(np.random.default_rng(0).standard_normal((1, 30, 40)))
 print(hashlib.sha256(y).hexdigest())
 """
+KERNEL = """
+import numpy as np
+from edgeconv.kernels import pointwise
+x, y = np.array([[1, 2]], np.float32), np.array([[3, 5]], np.float32)
+pointwise.kernel(pointwise.add)(x, y, np.float32(10))
+print(y)
+"""  # one that is compiled in half a second
+ADDED = "[[31. 52.]]\n"
 
 
 @pytest.fixture
@@ -24,34 +32,37 @@ def package(tmp_path):
 
 @pytest.fixture(scope="module")
 def expected():
-    return passes("-c", PROGRAM)
+    return passes("-c", CONVOLUTION)
 
 
 def files(directory):
     return {path: path.stat().st_mtime_ns for path in directory.rglob("*.nb*")}
 
 
-def test_what_is_cached_is_used_until_any_file_of_the_kernels_changes(package, tmp_path, expected):
+def test_what_is_cached_is_used_until_any_file_of_the_kernels_changes(package, tmp_path):
     cache = tmp_path / "cache"
     environment = {"path": package, "NUMBA_CACHE_DIR": str(cache)}
-    assert passes("-c", PROGRAM, **environment) == expected
+    assert passes("-c", KERNEL, **environment) == ADDED
     compiled = files(cache)
-    assert passes("-c", PROGRAM, **environment) == expected
+    assert passes("-c", KERNEL, **environment) == ADDED
     assert files(cache) == compiled != {}
 
-    names = "import edgeconv.kernels as k; print(k._version())"
-    versions = {passes("-c", names, path=package)}
-    kernels = sorted((package / "edgeconv" / "kernels").glob("*.py"))
-    for source in kernels:
-        source.write_text(source.read_text() + "\n\nEDITED = True\n")
-        versions.add(passes("-c", names, path=package))
-    assert len(versions) == 1 + len(kernels)
+    edits = """
+import pathlib, edgeconv.kernels as k
+versions, sources = [k._version()], sorted(pathlib.Path(k.__file__).parent.glob("*.py"))
+for source in sources:
+    source.write_text(source.read_text() + "\\n\\nEDITED = True\\n")
+    k._version.cache_clear()
+    versions.append(k._version())
+assert len(set(versions)) == 1 + len(sources)
+"""
+    passes("-c", edits, path=package)
 
     source = package / "edgeconv" / "kernels" / "vectors.py"
-    text = source.read_text()
-    assert "builder.add(first, _WORD(1 + k))" in text
-    source.write_text(text.replace("builder.add(first, _WORD(1 + k))", "_WORD(1)"))
-    assert passes("-c", PROGRAM, **environment) != expected
+    text, sum_of_product = source.read_text(), "args[0].type, *args)"
+    assert sum_of_product in text
+    source.write_text(text.replace(sum_of_product, "args[0].type, *args[::-1])"))
+    assert passes("-c", KERNEL, **environment) == "[[13. 20.]]\n"  # y * x + 10
 
 
 def test_a_cache_that_cannot_be_written_is_one_warning(package, tmp_path, expected):
@@ -60,7 +71,7 @@ def test_a_cache_that_cannot_be_written_is_one_warning(package, tmp_path, expect
         for path in package.rglob("*.py"):
             archive.write(path, path.relative_to(package))
     process = run(
-        "-W", "always::RuntimeWarning", "-c", PROGRAM, path=tmp_path / "edgeconv.zip",
+        "-W", "always::RuntimeWarning", "-c", CONVOLUTION, path=tmp_path / "edgeconv.zip",
         HOME="/dev/null", XDG_CACHE_HOME="/dev/null", NUMBA_CACHE_DIR="",
     )  # fmt: skip
     assert process.returncode == 0
@@ -70,13 +81,13 @@ def test_a_cache_that_cannot_be_written_is_one_warning(package, tmp_path, expect
 
 
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])
-def test_a_truncated_cache_is_one_warning(package, tmp_path, kind, expected):
+def test_a_truncated_cache_is_one_warning(package, tmp_path, kind):
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "path": package}
-    passes("-c", PROGRAM, **environment)
+    passes("-c", KERNEL, **environment)
     for path in (tmp_path / "cache").rglob(f"*.{kind}"):
         path.write_bytes(path.read_bytes()[:100])
-    process = run("-W", "always::RuntimeWarning", "-c", PROGRAM, **environment)
-    assert (process.returncode, process.stdout) == (0, expected)
+    process = run("-W", "always::RuntimeWarning", "-c", KERNEL, **environment)
+    assert (process.returncode, process.stdout) == (0, ADDED)
     assert process.stderr.count("RuntimeWarning") == 1
 
 
@@ -86,7 +97,7 @@ def test_sources_need_not_be_there(package, tmp_path, expected):
     passes("-c", f"import os; os.chdir({str(package)!r}); {compile_all}")
     for path in package.rglob("*.py"):
         path.unlink()
-    process = run("-c", PROGRAM, path=package, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    process = run("-c", CONVOLUTION, path=package, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
     assert process.returncode == 0, process.stderr
     assert process.stdout == expected
 

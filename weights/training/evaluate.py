@@ -1,4 +1,4 @@
-"""Measure word error rates, streaming as ESPnet does, with greedy search."""
+"""Measure word error rates of a trained model, as edgeconv streams it; store what PyTorch hears."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import torch
 from espnet2.asr_transducer.frontend.online_audio_processor import OnlineAudioProcessor
 from model import ESPnetASRTransducerModel, load
 
+from edgeconv import load_recogniser
+
+RATE = 16_000
 LEFT_CONTEXT = 32  # encoder frames, Speech2Text's default
 
 
@@ -65,7 +68,7 @@ def streamed(
 
 
 @torch.inference_mode()
-def transcribe(model: ESPnetASRTransducerModel, samples: np.ndarray, window: int) -> str:
+def heard_by_espnet(model: ESPnetASRTransducerModel, samples: np.ndarray, window: int) -> str:
     """Return the words of a recording (int16, 16 kHz), streamed in windows of milliseconds."""
     floats = torch.from_numpy(samples.astype(np.float32) / 32768)
     return " ".join(words_of(model, torch.cat(list(streamed(model, floats, window)))))
@@ -117,29 +120,40 @@ def padded(samples: np.ndarray, seed: int) -> np.ndarray:
 
 
 def main() -> None:
-    """Print word error rates and transcripts; store the transcripts of the recordings."""
+    """Print word error rates and transcripts; store what PyTorch hears in the recordings."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="the checkpoint's path without .pth")
+    parser.add_argument("model", type=Path, help="what train.py and convert wrote, without .pth")
     parser.add_argument("speech", type=Path, help="the folder that make_speech.py wrote")
     parser.add_argument("recordings", type=Path, help="a folder of wavs with transcripts.json")
     parser.add_argument("--windows", type=int, nargs="+", default=[640, 160], help="milliseconds")
     given = parser.parse_args()
+    recordings = load_recordings(given.recordings)
+    real = {name: one for name, one in recordings.items() if not name.startswith("synthetic")}
+    sets = {"real recordings": tuple(zip(*real.values(), strict=True))}
+    for split in ("voices", "rms"):
+        audio, texts = load_speech(given.speech / f"{split}.npz")
+        sets[split] = [padded(samples, n) for n, samples in enumerate(audio)], texts
+    files = {"float32": (given.model.with_suffix(".pth"), given.model.with_suffix(".yaml"))}
+    files["int8"] = (given.model.with_suffix(".npz"),)
+    heard: dict[tuple[str, int, str], str] = {}
+    for weights, paths in files.items():
+        recogniser = load_recogniser(*paths)
+        for window in given.windows:
+            for name, (audio, said) in sets.items():
+                texts = [recogniser.transcribe(RATE, x, window_ms=window).text for x in audio]
+                print(report(f"{name}, {window} ms, {weights}", said, texts), flush=True)
+            for name, (samples, _) in recordings.items():
+                text = recogniser.transcribe(RATE, samples, window_ms=window).text
+                heard[weights, window, name] = text
     torch.set_num_threads(1)
     model = load(given.model)
-    recordings = load_recordings(given.recordings)
     stored: dict[str, dict[str, str]] = {name: {} for name in recordings}
     for window in given.windows:
-        for split in ["voices", "rms"]:
-            audio, texts = load_speech(given.speech / f"{split}.npz")
-            speech = map(padded, audio, range(len(audio)))
-            heard = [transcribe(model, samples, window) for samples in speech]
-            print(report(f"{split}, {window} ms", texts, heard), flush=True)
-        for name, (samples, text) in recordings.items():
-            heard_text = stored[name][str(window)] = transcribe(model, samples, window)
-            print(f"  {name}, {window} ms: {heard_text!r} ({text!r} was said)", flush=True)
-        real = [name for name in recordings if not name.startswith("synthetic")]
-        said, heard = zip(*[(recordings[n][1], stored[n][str(window)]) for n in real], strict=True)
-        print(report(f"real recordings, {window} ms", list(said), list(heard)))
+        for name, (samples, said) in recordings.items():
+            text = stored[name][str(window)] = heard_by_espnet(model, samples, window)
+            others = {weights: heard[weights, window, name] for weights in files}
+            differing = {weights: other for weights, other in others.items() if other != text}
+            print(f"  {name}, {window} ms: {text!r} ({said!r} was said)", *differing.items(), flush=True)
     target = given.model.with_suffix(".json")
     target.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
