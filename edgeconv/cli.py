@@ -7,22 +7,24 @@ import os
 import secrets
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeconv import __version__, machine, weights
+from edgeconv.blocks.overview import overview
 from edgeconv.checkpoint.error import printable
+from edgeconv.converted import FORMAT, configuration_of
 from edgeconv.digest import VerificationError
 from edgeconv.state_dict import parents_of, unusable
 from edgeconv.terminal import CommandError, compiling, table
 
 DESCRIPTION = """\
-Run the depthwise convolutions of streaming speech recognisers without PyTorch.
+Run the encoders of streaming speech recognisers, and their convolutions, without PyTorch.
 
-  edgeconv inspect valid.loss.best.pth                      lists its convolutions
-  edgeconv convert valid.loss.best.pth small.npz --causal   copies them to a small file
-  edgeconv verify small.npz                                 proves that this machine runs them right
+  edgeconv inspect valid.loss.best.pth                                  says what is in it
+  edgeconv convert valid.loss.best.pth model.npz --config config.yaml   copies it to one file
+  edgeconv verify model.npz                              proves that this machine runs it right
 
 No checkpoint at hand? `edgeconv demo` goes the whole way on one that ships.
 """
@@ -35,6 +37,7 @@ conv_mod.conv of a Branchformer, conv_mod.conv and depthwise_conv_mod.conv of an
 NEXT = """\
 next: edgeconv convert {} {}.converted.npz --causal
       (or --config config.yaml, or --no-causal without dynamic_chunk_training: true)"""
+NEXT_OF_MODEL = "next: edgeconv convert {} {}.converted.npz --config config.yaml"
 CHECKPOINT, NO_PREFIX = "a .pth, .safetensors or .npz file", "''"
 REMEDIES = {
     errno.ENOENT: "check the path; its directory must exist",
@@ -43,10 +46,7 @@ REMEDIES = {
 }
 WORDS = {"`causal=True`": "--causal", "`causal=False`": "--no-causal", "`prefix`": "--prefix"}
 WORDS |= {"`prefixes`": "--prefix", "`config`": "--config", "`source`": "SRC", "`target`": "DST"}
-WORDS |= {
-    "`seed`": "--seed",
-    "`causal`": "--causal or --no-causal",
-}  # the library's, and what they are called here
+WORDS |= {"`seed`": "--seed", "`causal`": "--causal or --no-causal", "`weights`": "--weights"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,19 +99,26 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=function)
         return command.add_argument
 
-    argument = add(_inspect, "inspect valid.loss.best.pth", "list a checkpoint's convolutions")
+    summary = "say what is in a checkpoint: its encoder and convolutions"
+    argument = add(_inspect, "inspect valid.loss.best.pth", summary)
     argument("file", metavar="FILE", help=CHECKPOINT)
     argument("--tensors", action="store_true", help="list every tensor as well")
+    help_ = "the config.yaml of ESPnet, which says what tensors do not tell (needs PyYAML)"
+    argument("--config", metavar="YAML", help=help_)
 
-    example = "convert valid.loss.best.pth small.npz --causal"
-    argument = add(_convert, example, "copy convolutions to a small file that any NumPy can read")
+    example = "convert valid.loss.best.pth model.npz --config config.yaml --weights int8"
+    argument = add(_convert, example, "copy a model, or convolutions, to a file for any NumPy")
     argument("source", metavar="SRC", help=CHECKPOINT)
     argument("target", metavar="DST", help="the .npz file to write")
     help_ = "a convolution to copy; may be given several times (default: all)"
     argument("--prefix", action="append", metavar="P", help=help_)
     argument("--causal", action=argparse.BooleanOptionalAction, help=CAUSAL)
-    help_ = "the config.yaml of ESPnet that states it (needs PyYAML)"
+    help_ = "the config.yaml of ESPnet: copy the whole model (needs PyYAML)"
     argument("--config", metavar="YAML", help=help_)
+    help_ = "of its dense layers: int8 takes a quarter of the memory"
+    argument("--weights", choices=("float32", "int8"), default="float32", help=help_)
+    help_ = "copy convolutions alone; --config then states whether they are causal"
+    argument("--only-convolutions", action="store_true", help=help_)
 
     summary = "check that this machine computes the bits of the one that converted a file"
     argument = add(_verify, "verify small.npz", summary)
@@ -130,14 +137,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _inspect(options: argparse.Namespace) -> None:
     """Print the convolutions in a file, all tensors if wanted, and the next command."""
-    checkpoint, found, stated = weights.opened(options.file)
+    checkpoint, found, header = weights.opened(options.file)
+    configuration, stated = header.configuration, header.modules
+    if options.config is not None:
+        configuration = configuration_of(checkpoint, options.config)
     entries, size = checkpoint.entries, checkpoint.size
     print(f"{printable(options.file)}: {checkpoint.format}, {len(checkpoint)} tensors, ", end="")
     print(f"{size / 1e6:.2f} MB\n")
     if options.tensors:
         specs = [(name, entry.dtype, entry.shape) for name, entry in entries.items()]
         print(table([("tensor", "dtype", "shape"), *specs]), end="\n\n")
-    own = weights.FORMAT  # a converted file's description
+    own = FORMAT  # a converted file's description
     others = {name: e for name, e in entries.items() if e.read is None and name != own}
     if others:
         share = sum(entry.n_bytes for entry in others.values()) / size
@@ -145,6 +155,9 @@ def _inspect(options: argparse.Namespace) -> None:
         some += ", ..." * (len(others) > 3)
         print(printable(f"not read: {len(others)} of other types, {share:.0%} of the file: {some}"))
         print()
+    shapes = {name: entry.shape for name, entry in entries.items() if entry.read}
+    if lines := [*overview(shapes, configuration)]:
+        _say(lines)
     rows: list[tuple[object, ...]] = []
     for prefix, channels, kernel_size in found.values():
         (parent,) = parents_of(checkpoint, prefix)
@@ -154,30 +167,40 @@ def _inspect(options: argparse.Namespace) -> None:
             (prefix or NO_PREFIX, channels, kernel_size, dtype, "yes" if bias else "zeros", causal)
         ]
     if rows:
-        header = "convolution", "channels", "kernel size", "dtype", "bias", "causal"
-        print(table([header, *rows]), end="\n\n")
+        titles = "convolution", "channels", "kernel size", "dtype", "bias", "causal"
+        print(table([titles, *rows]), end="\n\n")
     if reasons := unusable(checkpoint):
-        lines = [
-            printable(f"  {prefix or NO_PREFIX}: {reason}") for prefix, reason in reasons.items()
-        ]
-        print("left out:", *lines, sep="\n", end="\n\n")
+        texts = [f"  {prefix or NO_PREFIX}: {reason}" for prefix, reason in reasons.items()]
+        print("left out:", *map(printable, texts), sep="\n", end="\n\n")
     if not found:
         raise CommandError(f"{options.file}: {weights.NONE}, found none")
     print(ASSUMED)
     file, stem = (printable(shlex.quote(x)) for x in (options.file, Path(options.file).stem))
-    print(f"next: edgeconv verify {file}" if stated else NEXT.format(file, stem))
+    following = (NEXT_OF_MODEL if lines else NEXT).format(file, stem)
+    print(f"next: edgeconv verify {file}" if stated else following)
+
+
+def _say(lines: Iterable[tuple[str, str]]) -> None:
+    """Print titles and texts, and an empty line."""
+    print(*(printable(f"{title:<12}{text}") for title, text in lines), sep="\n", end="\n\n")
 
 
 def _convert(options: argparse.Namespace) -> None:
     """Write a converted checkpoint."""
-    files = options.source, options.target
+    how = options.prefix, options.causal, options.config, options.weights
     with compiling():
-        written, left_out = weights.copy(*files, options.prefix, options.causal, options.config)
-    for prefix, reason in left_out.items():
+        written = weights.copy(options.source, options.target, *how, options.only_convolutions)
+    for prefix, reason in written.left_out.items():
         print(printable(f"edgeconv: left out {prefix or NO_PREFIX}: {reason}"), file=sys.stderr)
-    rows = [(prefix or NO_PREFIX, *geometry) for prefix, *geometry in written]
-    print(table([("convolution", "channels", "kernel size"), *rows]))
-    print(f"\nwritten to {printable(options.target)}")
+    if written.encoder is None:
+        rows = [(prefix or NO_PREFIX, *geometry) for prefix, *geometry in written.convolutions]
+        print(table([("convolution", "channels", "kernel size"), *rows]), end="\n\n")
+        if written.is_part and not options.only_convolutions:
+            print("These are its convolutions; with --config config.yaml it is the whole model.")
+    else:
+        print(written.encoder, end="\n\n")
+    size = Path(options.target).stat().st_size
+    print(f"written to {printable(options.target)}, {size / 1e6:.2f} MB")
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -185,5 +208,5 @@ def _verify(options: argparse.Namespace) -> None:
     with compiling():
         digests = weights.verify(options.file, options.prefix, seed=options.seed)
     rows = [(prefix or NO_PREFIX, digest) for prefix, digest in digests.items()]
-    print(table([("convolution", "digest of its outputs, as recorded"), *rows]))
+    print(table([("module", "digest of its outputs, as recorded"), *rows]))
     print(f"\nThe same bits here, offline and streamed in all ways (--seed {options.seed}).")

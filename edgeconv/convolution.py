@@ -24,7 +24,7 @@ Floats: TypeAlias = NDArray[np.floating[Any]]
 Frames: TypeAlias = NDArray[np.float32]
 Seed: TypeAlias = np.random.Generator | int | None
 # Methods that run import what imports Numba: who only moves weights does not wait for it.
-_PROCESS = os.getpid()  # its forked children run serially: OpenMP kills them at a parallel loop
+PROCESS = os.getpid()  # its forked children run serially: OpenMP kills them at a parallel loop
 
 
 class DepthwiseConvolution:
@@ -199,7 +199,7 @@ class DepthwiseConvolution:
 
         from edgeconv.stream import convolve
 
-        y, latest = convolve(self, x, mask, cache, valid, serial=os.getpid() != _PROCESS)
+        y, latest = convolve(self, x, mask, cache, valid, serial=os.getpid() != PROCESS)
         return y, latest if self.causal else None
 
     forward = __call__

@@ -2,27 +2,29 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeconv.convolution import DepthwiseConvolution
+from edgeconv.encoder import Encoder
 
 Frames: TypeAlias = NDArray[np.float32]
 # 0, -0, the smallest and the largest subnormal, the largest numbers, the infinities and a NaN.
 SPECIAL = [0, 1 << 31, 1, 0x807FFFFF, 0x7F7FFFFF, 0xFF7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00000]
+
+ENCODER_FRAMES = 360  # chunks of 17, 20, 20, 20 and 12 encoder frames, of which the third is past
 
 
 class VerificationError(AssertionError):
     """A module does not compute the bits that it must: in a test, a failure and not an error."""
 
 
-def signal(channels: int, kernel_size: int) -> Frames:
-    """Return multiples of 2**-22 within +-2, (3 * K + 256, C), but for nine special frames."""
-    shape = 3 * kernel_size + 256, channels
+def noise(n_frames: int, channels: int) -> Frames:
+    """Return multiples of 2**-22 within +-2, (n_frames, channels)."""
     # n steps of s = a * s + b from s = 0 give b * (1 + a + ... + a**(n-1)), modulo 2**32.
-    factors = np.full(shape[0] * shape[1], 1664525, np.uint32)
+    factors = np.full(n_frames * channels, 1664525, np.uint32)
     factors[0] = 1
     state = np.cumsum(np.cumprod(factors, dtype=np.uint32), dtype=np.uint32)
     state *= np.uint32(1013904223)
@@ -30,7 +32,13 @@ def signal(channels: int, kernel_size: int) -> Frames:
     state ^= state >> np.uint32(16)
     state *= np.uint32(0x7FEB352D)
     state ^= state >> np.uint32(15)
-    x = (state >> np.uint32(8)).astype(np.float32).reshape(shape) / np.float32(2**22) - 2
+    x = (state >> np.uint32(8)).astype(np.float32) / np.float32(2**22) - 2
+    return x.reshape(n_frames, channels)
+
+
+def signal(channels: int, kernel_size: int) -> Frames:
+    """Return noise, (3 * K + 256, C), but for nine special frames."""
+    x = noise(3 * kernel_size + 256, channels)
     special, frames = np.array(SPECIAL, np.uint32).view(np.float32), np.arange(len(SPECIAL))
     # In each of these frames neighbouring channels hold different values.
     x[kernel_size + 128 + frames] = special[(frames[:, None] + np.arange(channels)) % len(special)]
@@ -50,19 +58,37 @@ def digest(
     state = {"conv.weight": conv.weight, "conv.bias": np.zeros_like(conv.bias)}
     unbiased = DepthwiseConvolution.from_state_dict(state, causal=conv.causal)
     cases = [(conv, x), (unbiased, scaled[0])]
-    rng = np.random.default_rng(seed)
-    cuts = np.sort(rng.integers(len(x) + 1, size=rng.integers(64)))
+    cuts = _cuts(len(x), seed)
     ways: dict[str, Callable[[DepthwiseConvolution, Frames], Frames]] = {
         "offline": lambda module, x: module(x[np.newaxis])[0].reshape(x.shape),
         "frame by frame": _frame_by_frame,
-        f"in random chunks (seed {seed})": lambda module, x: _in_chunks(module, x, cuts),
+        f"in random chunks (seed {seed})": lambda module, x: _in_pieces(module, x, cuts),
     }
-    for way, run in ways.items():
-        found = _sha256(run(*case) for case in cases)
-        expected = expected or found
-        if found != expected:
+    found = {way: _sha256(run(*case) for case in cases) for way, run in ways.items()}
+    return _agreed(conv, found, expected, origin)
+
+
+def encoder_digest(
+    encoder: Encoder, seed: int = 0, expected: str = "", origin: str = "in one piece"
+) -> str:
+    """Return the digest of an encoder's outputs, offline and streamed, which must be `expected`."""
+    x = noise(ENCODER_FRAMES, encoder.input_size)
+    ways = {"in one piece": [len(x)], f"in random pieces (seed {seed})": _cuts(len(x), seed)}
+    offline = encoder(x[np.newaxis])[0]
+    found = {
+        way: _sha256([offline, *([_in_pieces(encoder, x, cuts)] if encoder.causal else [])])
+        for way, cuts in ways.items()
+    }
+    return _agreed(encoder, found, expected, origin)
+
+
+def _agreed(module: object, found: dict[str, str], expected: str, origin: str) -> str:
+    """Return the one digest of all ways to run a module."""
+    for way, digest in found.items():
+        expected = expected or digest
+        if digest != expected:
             raise VerificationError(
-                f"{conv}: the outputs must have the digest {expected} {origin}, got {found} "
+                f"{module}: the outputs must have the digest {expected} {origin}, got {digest} "
                 f"{way}; convert the file again, or report this with what `edgeconv doctor` prints"
             )
     return expected
@@ -83,6 +109,12 @@ def _frame_by_frame(conv: DepthwiseConvolution, x: Frames) -> Frames:
     return np.concatenate([*frames, stream.flush()])
 
 
-def _in_chunks(conv: DepthwiseConvolution, x: Frames, cuts: NDArray[np.int64]) -> Frames:
-    stream = conv.stream()
+def _cuts(n_frames: int, seed: int) -> NDArray[np.int64]:
+    """Return where to cut a signal."""
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.integers(n_frames + 1, size=rng.integers(64)))
+
+
+def _in_pieces(module: DepthwiseConvolution | Encoder, x: Frames, cuts: Any) -> Frames:
+    stream = module.stream()
     return np.concatenate([*map(stream.process, np.split(x, cuts)), stream.flush()])

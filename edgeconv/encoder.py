@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,13 @@ from numpy.typing import NDArray
 
 from edgeconv.arguments import check_shape, described, float32, floats, integers
 from edgeconv.blocks.block import Block
-from edgeconv.blocks.description import REMEDY, describe
+from edgeconv.blocks.description import describe
 from edgeconv.checkpoint import CheckpointError, read_checkpoint
-from edgeconv.checkpoint.error import naming, shown
+from edgeconv.checkpoint.error import naming
+from edgeconv.converted import configuration_of
 from edgeconv.layers import ConvInput, Norm
 from edgeconv.layers.layer import Array, Geometry, Layer, Stream, checked_geometry
+from edgeconv.layers.parameters import sharing
 
 
 class Encoder:
@@ -42,7 +43,7 @@ class Encoder:
 
     def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
         description = describe(configuration)
-        outer = "encoder." if "encoder.embed.conv.0.weight" in state else ""
+        outer = "encoder." if any(f"{n}".startswith("encoder.encoders.") for n in state) else ""
         blocks = description.build_blocks(state, f"{outer}encoders.blocks")
         norm = Norm.from_state_dict(
             state,
@@ -122,7 +123,9 @@ class Encoder:
             out[: len(row)] = row
         return y if lengths is None else (y, counts)
 
-    def stream(self, chunk_size: int = 20, left_context: int = 32) -> EncoderStream:
+    def stream(
+        self, chunk_size: int = 20, left_context: int = 32, *, threads: int = 1
+    ) -> EncoderStream:
         """
         Start an utterance whose features come in pieces.
 
@@ -132,6 +135,9 @@ class Encoder:
             Encoder frames that are computed together and see each other; 20 are 640 ms of audio.
         left_context : int, at least 0
             Encoder frames before a chunk that it sees.
+        threads : int, at least 1
+            How many share the dense layers of a chunk, where no other parallel loop runs. The bits
+            are the same.
 
         Returns
         -------
@@ -144,12 +150,14 @@ class Encoder:
             If an argument is not as described, or the encoder cannot be streamed.
         """
         geometry = checked_geometry(chunk_size, left_context)
+        n_threads = integers("threads", threads, 1, 2**10)
+        check_shape("threads", n_threads, (), self)
         if not self._causal:
             raise ValueError(
                 "an encoder must be trained with `dynamic_chunk_training` to be streamed, got one "
                 "whose convolutions see later frames; call it on whole utterances"
             )
-        return EncoderStream(self._embed, self._body, geometry)
+        return EncoderStream(self._embed, self._body, geometry, int(n_threads))
 
     def __repr__(self) -> str:
         kinds = [type(block).__name__ for block in self._body.blocks]
@@ -188,10 +196,12 @@ class EncoderStream:
     belongs to one thread at a time.
     """
 
-    def __init__(self, embed: ConvInput, body: Layer, geometry: Geometry) -> None:
+    def __init__(self, embed: ConvInput, body: Layer, geometry: Geometry, threads: int) -> None:
         chunk_size = geometry.chunk_size
-        self._embed = embed.stream()
-        self._body = Stream(body, geometry, (chunk_size - embed.lost - 1) % chunk_size + 1)
+        self._threads = threads
+        with sharing.among(threads):
+            self._embed = embed.stream()
+            self._body = Stream(body, geometry, (chunk_size - embed.lost - 1) % chunk_size + 1)
         self._width = embed.input_size
         self._latency = 4 * (chunk_size - 1)
 
@@ -199,6 +209,11 @@ class EncoderStream:
     def latency(self) -> int:
         """Feature frames for which the first encoder frame of a chunk waits for the last one."""
         return self._latency
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the stream holds between calls, at most; the weights are the encoder's."""
+        return self._embed.memory + self._body.memory
 
     @property
     def frames_in(self) -> int:
@@ -230,7 +245,8 @@ class EncoderStream:
         """
         x = float32("features", features, ("n", self._width), self)
         is_first = self._embed.frames_out == 0
-        return self._body.process(self._embed.process(x)[int(is_first) :])
+        with sharing.among(self._threads):
+            return self._body.process(self._embed.process(x)[int(is_first) :])
 
     def flush(self) -> Array:
         """
@@ -242,8 +258,9 @@ class EncoderStream:
             All frames that the features make, as a shorter chunk; no silence is added.
         """
         is_first = self._embed.frames_out == 0
-        y = self._body.process(self._embed.flush()[int(is_first) :])
-        return np.concatenate([y, self._body.flush()])
+        with sharing.among(self._threads):
+            y = self._body.process(self._embed.flush()[int(is_first) :])
+            return np.concatenate([y, self._body.flush()])
 
     def reset(self) -> None:
         """Start a new utterance: as if the stream had just been opened."""
@@ -279,31 +296,25 @@ class EncoderStream:
         return f"<EncoderStream, {self.frames_in} feature frames in, {self.frames_out} frames out>"
 
 
-def load_encoder(path: str | os.PathLike[str], config: str | os.PathLike[str]) -> Encoder:
+def load_encoder(
+    path: str | os.PathLike[str], config: str | os.PathLike[str] | None = None
+) -> Encoder:
     """
-    Load an encoder from what ESPnet wrote.
+    Load an encoder from a file.
 
     Parameters
     ----------
     path : path
-        A checkpoint, such as a ``.pth`` of PyTorch.
-    config : path
-        The ``config.yaml`` beside it; reading it needs PyYAML.
+        A model that `convert` wrote, or a checkpoint of ESPnet's, such as a ``.pth``.
+    config : path, optional
+        ESPnet's ``config.yaml``, for a checkpoint; reading it needs PyYAML.
 
     Raises
     ------
     CheckpointError
         If they do not make an encoder.
     """
-    import yaml
-
-    with naming(config):
-        try:
-            configuration = yaml.safe_load(Path(config).read_bytes())
-        except yaml.YAMLError as error:
-            raise CheckpointError("it must be YAML", shown(str(error)), REMEDY) from None
-        if not isinstance(configuration, Mapping):
-            raise CheckpointError("it must be a mapping", shown(repr(configuration)), REMEDY)
-        describe(configuration)
-    with naming(path):
-        return Encoder(read_checkpoint(path), configuration)
+    checkpoint = read_checkpoint(path)
+    configuration = configuration_of(checkpoint, config)
+    with naming(checkpoint.path):
+        return Encoder(checkpoint, configuration)

@@ -34,7 +34,6 @@ ALL_FRAMES.flags.writeable = False
 # pay: on a busy machine, two were up to 27 times slower than one on shorter work.
 PIECE, FRAME = 1 << 29, 1 << 12  # the latter is what a frame costs beside its own, in these
 ROWS = 64  # of a batch at a time: their rings take 16 MB at C = 512, K = 31
-_gate = np.zeros(1, np.int64)  # compiled code alone closes it: no signal handler leaves it closed
 
 
 class Stream:
@@ -60,6 +59,11 @@ class Stream:
         self._headers = self._memory.view(np.int64)
         self._frames_in = self._headers[:, ring.FRAMES_IN]
         self._step, self._process = ring.kernel(dimensions), ring.kernel(dimensions + 1)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the stream holds; the weights are the module's."""
+        return self._memory.nbytes
 
     @property
     def frames_in(self) -> int | NDArray[np.int64]:
@@ -326,7 +330,7 @@ def convolve(
             n.flags.writeable = False
             piece, out = as_float32(widened(piece, missing)), y[rows]
             pays = int(n.sum()) * work > len(state) * PIECE // 4 * 3 and ring.THREADS > 1
-            arguments = piece, out, state, n, _gate
+            arguments = piece, out, state, n, ring.GATE
             if pays and not serial and ring.parallel_kernel()(*arguments) != ring.BUSY:
                 continue
             ready = state.view(np.int64)[:, ring.FRAMES_IN] - conv.latency

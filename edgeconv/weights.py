@@ -1,13 +1,5 @@
 """Modules and the files that hold their weights: load, save, convert, verify."""
 
-import contextlib
-import errno
-import io
-import json
-import os
-import secrets
-import shutil
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -15,27 +7,41 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from edgeconv.arguments import described, is_integer
+from edgeconv.blocks.description import is_causal
 from edgeconv.checkpoint import Checkpoint, CheckpointError, read_checkpoint
-from edgeconv.checkpoint.error import damaged, naming, shown
-from edgeconv.configuration import read_causal
+from edgeconv.checkpoint.error import naming, shown
+from edgeconv.configuration import read_configuration
+from edgeconv.converted import File, Header, configuration_of, decisive, read_header, write
 from edgeconv.convolution import DepthwiseConvolution
-from edgeconv.digest import digest
-from edgeconv.state_dict import Convolution, find, unusable, weight_and_bias
+from edgeconv.digest import digest, encoder_digest
+from edgeconv.encoder import Encoder
+from edgeconv.layers.parameters import SCALE, tensor, with_8_bits
+from edgeconv.state_dict import FLOATS, Convolution, find, unusable, weight_and_bias
 
-FORMAT, VERSION = "edgeconv", 1
 WHEN = "pass `causal=True` if it was trained with dynamic_chunk_training, else `causal=False`"
+RECORDED = "that the file records"
 NONE = "a file must hold a depthwise convolution, a float weight (C, 1, K)"
+# What a transducer computes with; its other tensors served the training.
+PARTS = ("encoder.", "decoder.", "joint_network.", "frontend.", "normalize.")
 
-File: TypeAlias = str | os.PathLike[str]
 Modules: TypeAlias = dict[str, DepthwiseConvolution]
 
 
 class Opened(NamedTuple):
-    """A checkpoint, its convolutions by prefix, and what a converted one states of each."""
+    """A checkpoint, its convolutions by prefix, and what a converted one states."""
 
     checkpoint: Checkpoint
     found: dict[str, Convolution]
-    stated: dict[str, dict[str, Any]]
+    header: Header
+
+
+class Written(NamedTuple):
+    """What `convert` wrote: convolutions, or a model; why some were left out; if more is there."""
+
+    convolutions: list[Convolution]
+    left_out: dict[str, str]
+    encoder: Encoder | None = None
+    is_part: bool = False
 
 
 def find_convolutions(path_or_state: Any) -> list[Convolution]:
@@ -86,21 +92,15 @@ def save(
         for prefix, conv in modules.items()
         for name, array in conv.state_dict().items()
     }
-    if not all(name.isprintable() and len(name) <= 1024 for name in arrays):
-        raise ValueError(f"prefixes must be printable and short, got {list(modules)}")
+    write(path, arrays, source, modules=_described(modules))
+
+
+def _described(modules: Mapping[str, DepthwiseConvolution]) -> dict[str, dict[str, Any]]:
     names = ("causal", "channels", "kernel_size")
-    fields: dict[str, dict[str, Any]] = {}
-    for prefix, conv in modules.items():
-        fields[prefix] = {name: getattr(conv, name) for name in names} | {"digest": digest(conv)}
-    origin = source and {"name": Path(source.path).name, "sha256": source.sha256()}
-    header = {"format": FORMAT, "version": VERSION, "modules": fields, "source": origin}
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        for name, array in {FORMAT: np.array(json.dumps(header)), **arrays}.items():
-            record = io.BytesIO()
-            np.lib.format.write_array(record, array, version=(1, 0), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), record.getvalue())  # without a date
-    _replace(path, content.getvalue())
+    return {
+        prefix: {name: getattr(conv, name) for name in names} | {"digest": digest(conv)}
+        for prefix, conv in modules.items()
+    }
 
 
 def convert(
@@ -110,20 +110,31 @@ def convert(
     prefixes: Iterable[str] | None = None,
     causal: bool | None = None,
     config: File | None = None,
+    weights: str = "float32",
+    only_convolutions: bool = False,
 ) -> list[Convolution]:
     """
-    Copy convolutions of a checkpoint to a converted one, as `save` writes it; return which.
+    Copy a model, or convolutions of a checkpoint, to a converted file; return its convolutions.
 
-    `prefixes` are the ones to copy, in this order; by default all that `load_all` loads. `config`
-    is ESPnet's ``config.yaml``, which states `causal` for all of them; reading it needs PyYAML.
+    With `config`, ESPnet's ``config.yaml`` (reading it needs PyYAML), the whole model is copied:
+    what `load_encoder` needs and the rest of the transducer; with ``weights="int8"`` the dense
+    weights of encoder and joint network take a quarter of the memory. Without it, with `prefixes`
+    or with `only_convolutions`, convolutions are, as `save` writes them: those of `prefixes`, in
+    this order, or all that `load_all` loads; `config` then only states `causal` for them.
     """
-    return copy(source, target, prefixes, causal, config)[0]
+    return copy(source, target, prefixes, causal, config, weights, only_convolutions)[0]
 
 
 def copy(
-    source: File, target: File, prefixes: Any, causal: bool | None, config: File | None
-) -> tuple[list[Convolution], dict[str, str]]:
-    """Do what `convert` does; say by prefix as well why the rest is left out."""
+    source: File,
+    target: File,
+    prefixes: Any,
+    causal: bool | None,
+    config: File | None,
+    weights: str,
+    only_convolutions: bool,
+) -> Written:
+    """Do what `convert` does."""
     wanted = [] if prefixes is None else list(prefixes)
     is_empty = prefixes is not None and not wanted
     if isinstance(prefixes, str) or is_empty or len(set(wanted)) != len(wanted):
@@ -131,38 +142,85 @@ def copy(
     for name, path in (("source", source), ("config", config)):
         if path is not None and Path(target).exists() and Path(target).samefile(path):
             raise ValueError(f"`target` must be another file than `{name}`, got {target!r}")
+    if weights not in ("float32", "int8"):
+        raise ValueError(f"`weights` must be 'float32' or 'int8', got {weights!r}")
     file = opened(source)
+    is_configured = config is not None or file.header.configuration is not None
+    if is_configured and not wanted and not only_convolutions:
+        return _copy_model(file, target, causal, config, weights)
+    if weights != "float32":
+        remedy = "pass `config` alone, for a whole model"
+        raise ValueError(f"`weights` must be 'float32' for convolutions, got {weights!r}; {remedy}")
     modules, left_out = select(file, causal, wanted, config)
     save(target, modules, source=file.checkpoint)
-    return [file.found[prefix] for prefix in modules], left_out
+    is_part = any("encoders.blocks." in name for name in file.checkpoint)
+    return Written([file.found[name] for name in modules], left_out, is_part=is_part)
+
+
+def _copy_model(
+    file: Opened, target: File, causal: bool | None, config: File | None, weights: str
+) -> Written:
+    """Copy a whole model to a converted file."""
+    checkpoint = file.checkpoint
+    configuration = decisive(configuration_of(checkpoint, config))
+    with naming(checkpoint.path):
+        if any(name.endswith(f".{SCALE}") for name in checkpoint):
+            remedy = "convert the file that this one was made from"
+            raise CheckpointError("a model to convert must have weights of floats", "int8", remedy)
+        is_whole = any(name.startswith(PARTS) for name in checkpoint)
+        arrays: dict[str, Any] = {
+            name: tensor(checkpoint, name, entry.shape)
+            for name, entry in checkpoint.entries.items()
+            if (name.startswith(PARTS) or not is_whole)
+            and (entry.dtype.startswith(FLOATS) or name.endswith((".weight", ".bias")))
+        }
+        arrays = with_8_bits(arrays) if weights == "int8" else arrays
+        encoder = Encoder(arrays, configuration)
+        stated_by = "the file" if config is None else "`config`"
+        _agreed("the encoder", {"`causal`": causal, stated_by: encoder.causal})
+    found = find(arrays)
+    make = DepthwiseConvolution.from_state_dict
+    modules = {prefix: make(arrays, prefix, causal=encoder.causal) for prefix in found}
+    fields = {"holds": "encoder", "configuration": configuration, "modules": _described(modules)}
+    digests = {"encoder": encoder_digest(encoder)}
+    write(target, arrays, checkpoint, **fields, digests=digests)
+    return Written(list(found.values()), {}, encoder)
 
 
 def verify(
-    conv_or_path: DepthwiseConvolution | File, prefix: str | None = None, *, seed: int = 0
+    conv_or_path: DepthwiseConvolution | Encoder | File, prefix: str | None = None, *, seed: int = 0
 ) -> dict[str, str]:
     """
     Check that this machine computes the right bits, offline and streamed; return their digests.
 
-    Outputs of a converted checkpoint's modules, or of that of `prefix`, must have the digests that
-    it records: those of the machine that wrote it. Outputs of a module in memory must be the same
-    in all ways to run it. A VerificationError says which are not. `seed` decides where signals are
-    cut into chunks.
+    Outputs of a converted file's modules and of its encoder, or those of the module `prefix`, must
+    have the digests that it records: those of the machine that wrote it. Outputs of a module or an
+    encoder in memory must be the same in all ways to run it. A VerificationError says which are
+    not. `seed` decides where signals are cut into chunks.
     """
     if not is_integer(seed) or seed < 0:
         raise ValueError(f"`seed` must be a non-negative integer, got {described(seed)}")
-    if isinstance(conv_or_path, DepthwiseConvolution):
+    if isinstance(conv_or_path, DepthwiseConvolution | Encoder):
         if prefix is not None:
             raise ValueError(f"`prefix` must be None for a module in memory, got {prefix!r}")
+        if isinstance(conv_or_path, Encoder):
+            return {"": encoder_digest(conv_or_path, seed)}
         return {"": digest(conv_or_path, seed)}
     file = opened(conv_or_path)
-    if not file.stated or not all("digest" in fields for fields in file.stated.values()):
+    stated, configuration = file.header.modules, file.header.configuration
+    if not stated or not all("digest" in fields for fields in stated.values()):
         expected = "a file to verify must record digests of what its modules compute"
         with naming(file.checkpoint.path):
             raise CheckpointError(expected, "none", "write it with `edgeconv convert`")
     modules, _ = select(file, None, [] if prefix is None else [prefix])
-    recorded = {name: file.stated[name]["digest"] for name in modules}
+    recorded = {name: stated[name]["digest"] for name in modules}
     for name, conv in modules.items():
-        digest(conv, seed, recorded[name], "that the file records")
+        digest(conv, seed, recorded[name], RECORDED)
+    if configuration is not None and prefix is None:
+        with naming(file.checkpoint.path):
+            encoder = Encoder(file.checkpoint, configuration)
+        recorded["encoder"] = file.header.digests["encoder"]
+        encoder_digest(encoder, seed, recorded["encoder"], RECORDED)
     return recorded
 
 
@@ -173,81 +231,50 @@ def opened(path: File) -> Opened:
         raise TypeError(f"`path` must be a str or path-like, got {described(path)}; {remedy}")
     checkpoint = read_checkpoint(path)
     with naming(checkpoint.path):
-        found = find(checkpoint)
-        return Opened(checkpoint, found, _stated(checkpoint.header, found))
-
-
-def _stated(text: str | None, found: dict[str, Convolution]) -> dict[str, dict[str, Any]]:
-    """Parse the description in a converted checkpoint, which must fit the arrays."""
-    if text is None:
-        return {}
-    version, stated, fits = 0, {}, False
-    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        header = json.loads(text)
-        version, stated = header["version"] * (header["format"] == FORMAT), header["modules"]
-        fits = {(*conv, bool, str) for conv in found.values()} == {
-            (prefix, m["channels"], m["kernel_size"], type(m["causal"]), type(m.get("digest", "")))
-            for prefix, m in stated.items()
-        }
-    if is_integer(version) and version > VERSION:
-        remedy = "upgrade edgeconv, or convert the original file again"
-        raise CheckpointError(f"the file must be of version {VERSION}", f"{version}", remedy)
-    if version != VERSION or not fits:
-        expected = f"the text {FORMAT!r} must be JSON that describes {shown(list(found))}"
-        raise damaged(expected, shown(text))
-    return stated
+        return Opened(checkpoint, find(checkpoint), read_header(checkpoint))
 
 
 def select(
     file: Opened, causal: bool | None, prefixes: Sequence[str] = (), config: File | None = None
 ) -> tuple[Modules, dict[str, str]]:
     """Load modules, those of `prefixes` or else all that can be; say why others cannot be."""
-    if causal is not None and not isinstance(causal, bool | np.bool_):
-        raise TypeError(f"`causal` must be a bool or None, got {described(causal)}")
-    configured = None if config is None else read_causal(config)
+    configured = _causal_by(config)
     modules: Modules = {}
     left_out = {} if prefixes else unusable(file.checkpoint)
     with naming(file.checkpoint.path):
         for prefix in prefixes or file.found:
             if prefix not in file.found:
                 weight_and_bias(file.checkpoint, prefix)  # raises what is wrong with it
-            stated = file.stated.get(prefix, {}).get("causal")
+            stated = file.header.modules.get(prefix, {}).get("causal")
             who = {"`causal`": causal, "the file": stated, "`config`": configured}
-            said = {name: bool(what) for name, what in who.items() if what is not None}
-            if len(set(said.values())) != 1:
-                expected = f"{shown(prefix)} must be known to be causal or not"
-                texts = ", ".join(f"{what} by {name}" for name, what in said.items())
-                raise CheckpointError(expected, texts or "neither", WHEN)
-            is_causal = True in said.values()
-            if not prefixes and file.found[prefix].kernel_size % 2 == 0 and not is_causal:
+            known = _agreed(shown(prefix), who)
+            if not prefixes and file.found[prefix].kernel_size % 2 == 0 and not known:
                 left_out[prefix] = "an even number of taps, which only a causal one can have"
             else:
                 make = DepthwiseConvolution.from_state_dict
-                modules[prefix] = make(file.checkpoint, prefix, causal=is_causal)
+                modules[prefix] = make(file.checkpoint, prefix, causal=known)
         if not modules:
             reasons = ", ".join(f"{shown(name)}: {why}" for name, why in left_out.items())
             raise CheckpointError(NONE, "none", reasons or "is this the right file?")
     return modules, left_out
 
 
-def _replace(path: File, content: bytes) -> None:
-    """Put a file in another one's place in one step; links stay, and permissions if they can."""
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".edgeconv-{secrets.token_hex(8)}.tmp")
-    try:
-        if target.exists() and not target.is_file():
-            raise OSError(errno.EINVAL, "Not a regular file")
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(OSError):  # there is no such file, or permissions are not kept
-            shutil.copymode(target, temporary)
-        temporary.replace(target)
-    except OSError as error:  # the user never chose the temporary name
-        mounted = "a file mounted by itself cannot be replaced; mount its directory"
-        text = mounted if error.errno == errno.EBUSY else error.strerror
-        raise OSError(error.errno, text, os.fspath(path)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+def _causal_by(config: File | None) -> bool | None:
+    """Return what a configuration says, if there is one."""
+    if config is None:
+        return None
+    configuration = read_configuration(config)
+    with naming(config):
+        return is_causal(configuration)
+
+
+def _agreed(what: str, who: Mapping[str, bool | None]) -> bool:
+    """Return whether something is causal, of which all must say the same."""
+    for name, value in who.items():
+        if value is not None and not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name} must be a bool or None, got {described(value)}")
+    said = {name: bool(value) for name, value in who.items() if value is not None}
+    if len(set(said.values())) != 1:
+        texts = ", ".join(f"{value} by {name}" for name, value in said.items())
+        raise CheckpointError(f"{what} must be known to be causal or not", texts or "neither", WHEN)
+    return True in said.values()

@@ -166,7 +166,7 @@ def test_inspect_a_checkpoint(capsys, monkeypatch):
         assert name in output
     assert (
         "\nnext: edgeconv convert espnet-streaming-encoder.pth "
-        "espnet-streaming-encoder.converted.npz --causal\n" in output
+        "espnet-streaming-encoder.converted.npz --config config.yaml\n" in output
     )
     assert "not read" not in output
     assert "left out" not in output
@@ -228,7 +228,8 @@ def test_convert(here, capsys):
     prefixes = [f"encoders.blocks.{block}.depthwise_conv_mod" for block in (1, 0)]
     options = [f"--prefix={prefix}" for prefix in prefixes]
     output = output_of(capsys, "convert", str(SHIPPED), "all.npz", "--no-causal")
-    assert output.endswith(f"{prefixes[0]}       128           31\n\nwritten to all.npz\n")
+    assert f"{prefixes[0]}       128           31\n\nThese are its convolutions" in output
+    assert output.endswith("\nwritten to all.npz, 0.05 MB\n")
     assert [conv.causal for conv in load_all("all.npz").values()] == [False] * 4
     output_of(capsys, "convert", str(SHIPPED), "some.npz", "--causal", *options)
     assert list(load_all("some.npz")) == prefixes
@@ -240,9 +241,9 @@ def test_verify(here, capsys):
     save("two.npz", {"a": CAUSAL, "": CENTRED})
     digests = edgeconv.verify("two.npz")
     assert output_of(capsys, "verify", "two.npz", "--seed", "12") == (
-        f"convolution  {'digest of its outputs, as recorded':>64}\n"
-        f"a            {digests['a']}\n"
-        f"''           {digests['']}\n"
+        f"module  {'digest of its outputs, as recorded':>64}\n"
+        f"a       {digests['a']}\n"
+        f"''      {digests['']}\n"
         "\n"
         "The same bits here, offline and streamed in all ways (--seed 12).\n"
     )

@@ -123,8 +123,8 @@ assert "numba" not in sys.modules
 def test_imports_go_one_way():
     """Down this list; what only names types, or runs later, is no import."""
     order = (
-        "cli machine terminal weights digest configuration encoder convolution stream "
-        "arguments state_dict checkpoint kernels"
+        "cli machine terminal recogniser weights digest encoder converted configuration blocks "
+        "layers convolution stream state_dict arguments kernels checkpoint"
     )
     ranks = {name: i for i, name in enumerate(order.split(" "))}
     program = "import sys, edgeconv, edgeconv.cli, edgeconv.stream; print(*sys.modules)"

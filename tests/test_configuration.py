@@ -7,11 +7,17 @@ import sys
 import numpy as np
 import pytest
 
-from edgeconv import CheckpointError, DepthwiseConvolution, cli, convert, load_all
+from edgeconv import CheckpointError, DepthwiseConvolution, cli, load_all
+from edgeconv import convert as convert_all
 
 # ESPnet 202511 wrote this file: `python -m espnet2.bin.asr_transducer_train --dry_run true`.
 WRITTEN = pathlib.Path(__file__).parent / "data" / "espnet-config.yaml"
 REMEDY = "; give the config.yaml that ESPnet wrote beside the checkpoint"
+
+
+def convert(*files, **options):
+    """Convert convolutions; the configuration states whether they are causal."""
+    return convert_all(*files, **options, only_convolutions=True)
 
 
 @pytest.fixture
@@ -70,16 +76,16 @@ def test_causal(text, causal, source, config, target, tmp_path):
 
 def test_another_task_is_named(source, config, target, capsys):
     config.write_text("encoder: conformer\nencoder_conf: {output_size: 256, cnn_module_kernel: 31}")
-    with pytest.raises(CheckpointError, match=r"asr_transducer.*'conformer'; leave `config` out"):
+    command = ["convert", str(source), str(target), "--only-convolutions"]
+    with pytest.raises(CheckpointError, match=r"asr_transducer.*'conformer';.* leave `config` out"):
         convert(source, target, config=config)
-    assert cli.main(["convert", str(source), str(target), "--config", str(config)]) == 1
-    assert "leave --config out, and pass --causal or --no-causal" in capsys.readouterr().err
+    assert cli.main([*command, "--config", str(config)]) == 1
+    assert "leave --config out and pass --causal or --no-causal" in capsys.readouterr().err
 
 
 WRONG = {
     "empty": "",
     "a list": "[1]",
-    "another task": "lm_conf: {}",
     "main_conf": transducer("[]"),
     "causal": transducer("{dynamic_chunk_training: perhaps}"),
     "causal, no text": transducer("{dynamic_chunk_training: [true]}"),
@@ -87,6 +93,7 @@ WRONG = {
     "two documents": "a\n---\nb",
     "binary": "\0",
     "code": "!!python/object/apply:os.system [exit 1]",
+    "an alias": f"a: &a [1]\nb: *a\n{transducer()}",
     "deep": "[" * 10_000,
     "deep blocks": "- " * 10_000,
     "long": f"{transducer()}  # {'a' * 2**20}",
@@ -121,7 +128,8 @@ def test_a_configuration_with_many_tokens(config, source, target):
 
 def test_without_pyyaml(config, source, target, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "yaml", None)
+    command = ["convert", str(source), str(target), "--only-convolutions"]
     with pytest.raises(ImportError, match="run `pip install pyyaml`"):
         convert(source, target, config=config)
-    assert cli.main(["convert", str(source), str(target), "--config", str(config)]) == 1
+    assert cli.main([*command, "--config", str(config)]) == 1
     assert "pip install pyyaml" in capsys.readouterr().err

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,8 @@ from reference import same_bits
 
 from edgeconv import CheckpointError
 from edgeconv.encoder import Encoder, load_encoder
-from edgeconv.layers.parameters import quantised
+from edgeconv.kernels import dense, ring
+from edgeconv.layers.parameters import with_8_bits
 
 INPUTS = [(False, 4), (True, 4), (True, 6)]
 GOLDEN = Path(__file__).with_name("data") / "encoder.json"
@@ -27,16 +31,6 @@ def build(*arguments, **options):
     return Encoder(*encoder_state(*arguments, **options))
 
 
-def eight_bits(state):
-    """Quantise every dense layer of an encoder, and its convolutions of several channels."""
-    small = dict(state)
-    for name, weight in state.items():
-        shape = weight.shape
-        if name.endswith(".weight") and len(shape) > 1 and shape[1] > 1:
-            small[name], small[f"{name}_scale"] = quantised(weight)
-    return small
-
-
 @pytest.mark.parametrize(("is_vgg", "factor"), INPUTS)
 @pytest.mark.parametrize("geometry", [(1, 0), (3, 2), (8, 32), (20, 5)])
 def test_contract(is_vgg, factor, geometry):
@@ -46,7 +40,7 @@ def test_contract(is_vgg, factor, geometry):
 
 def test_contract_with_eight_bits():
     state, configuration = encoder_state(("conformer", "branchformer", "ebranchformer"))
-    encoder = Encoder(eight_bits(state), configuration)
+    encoder = Encoder(with_8_bits(state), configuration)
     verify_contract(lambda: encoder.stream(6, 7), features(150))
     y, expected = encoder(features(200)[None]), Encoder(state, configuration)(features(200)[None])
     noise = np.linalg.norm(y - expected) / np.linalg.norm(expected)
@@ -106,12 +100,33 @@ def test_streams_share_an_encoder():
 
 
 def test_memory_does_not_grow():
-    stream, x = build().stream(4, 8), features(1600)
-    sizes = set()
-    for _ in range(5):
-        stream.process(x)
-        sizes.add(sum(array.nbytes for array in stream.snapshot().values()))
+    """20,000 frames, in pieces of all lengths up to four chunks."""
+    stream, x = build(is_vgg=True, factor=6).stream(4, 8), features(20_000)
+    sizes, held = set(), []
+    tracemalloc.start()
+    for n, piece in enumerate(np.split(x, np.cumsum([1 + i % 64 for i in range(614)]))):
+        stream.process(piece)
+        sizes.add(stream.memory)
+        waiting = sum(array.nbytes for array in stream.snapshot().values())
+        if n % 16 == 0:
+            held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert stream.frames_in == 20_000
     assert len(sizes) == 1
+    assert waiting < stream.memory < 10 * waiting
+    assert max(held[20:]) < max(held[:20]) + 4096
+
+
+def test_memory_is_what_a_stream_allocates():
+    encoder = build()
+    encoder.stream(20, 32)
+    tracemalloc.start()
+    small, large = encoder.stream(20, 0), encoder.stream(20, 3200)
+    snapshot = tracemalloc.take_snapshot()
+    tracemalloc.stop()
+    allocated = sum(trace.size for trace in snapshot.traces)
+    assert large.memory > 20 * small.memory
+    assert 0.9 < allocated / (small.memory + large.memory) < 1.1
 
 
 @pytest.mark.parametrize("norm", ["basic_norm", "rms_norm", "scale_norm"])
@@ -172,23 +187,29 @@ def test_a_configuration_that_does_not_fit_is_refused(path, value, message):
         Encoder(state, configuration)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("embed.output.weight", None, "embed.output.weight"),
-        ("encoders.norm_blocks.bias", None, "encoders.norm_blocks.bias"),
-        ("encoders.blocks.1.conv_mod.norm.running_var", None, "running_var"),
-        ("encoders.blocks.0.norm_mlp.weight", np.ones(23, np.float32), r"shape \(24\)"),
-        ("encoders.blocks.0.merge_proj.weight", np.ones((24, 48), int), "must be floats"),
-    ],
-)
-def test_a_tensor_that_is_not_right_is_named(name, value, message):
-    state, configuration = encoder_state()
+KINDS = "ebranchformer", "conformer", "branchformer"
+
+
+@pytest.mark.parametrize("name", encoder_state(KINDS)[0])
+def test_a_tensor_that_is_not_right_is_named(name):
+    state, configuration = encoder_state(KINDS)
+    right, layer = state[name], name.rpartition(".")[0].removesuffix(".conv")
+    large = np.full(right.shape, 1e39)
+    for wrong in (np.repeat(right, 2), right[None, :1], right.astype(int), large):
+        state[name] = wrong
+        with pytest.raises(CheckpointError, match=layer):
+            Encoder(state, configuration)
     del state[name]
-    if value is not None:
-        state[name] = value
-    with pytest.raises(CheckpointError, match=message):
-        Encoder(state, configuration)
+    if name.endswith(".bias") and not re.search(r"norm|depthwise_conv\.", name):
+        Encoder(state, configuration)  # none is zeros
+    else:
+        with pytest.raises(CheckpointError, match=f"{layer}|must be a"):
+            Encoder(state, configuration)
+
+
+def test_an_encoder_without_weights():
+    with pytest.raises(CheckpointError, match=r"must have 2 blocks, .* found 0"):
+        Encoder({}, encoder_state()[1])
 
 
 @pytest.mark.parametrize(
@@ -235,25 +256,47 @@ def test_an_encoder_shows_what_it_is():
     assert (encoder.input_size, encoder.output_size, encoder.subsampling_factor) == (20, 24, 4)
 
 
-def digests():
+def digests(threads=1):
     """Return a digest of what small encoders compute, float32 and 8 bits."""
     found = {}
     for is_vgg, factor in INPUTS:
         state, configuration = encoder_state(
             ("ebranchformer", "conformer", "branchformer"), factor=factor, is_vgg=is_vgg
         )
-        for bits, weights in ((32, state), (8, eight_bits(state))):
+        for bits, weights in ((32, state), (8, with_8_bits(state))):
             encoder = Encoder(weights, configuration)
             digest = hashlib.sha256()
-            for y in (encoder(features(83)[None]), run(encoder.stream(5, 6), [features(133)])):
+            stream = encoder.stream(5, 6, threads=threads)
+            for y in (encoder(features(83)[None]), run(stream, [features(133)])):
                 digest.update(y.astype("<f4").tobytes())
             found[f"{'vgg' if is_vgg else 'conv2d'} {factor}, {bits} bits"] = digest.hexdigest()
     return found
 
 
-def test_golden_digests():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_golden_digests(threads, monkeypatch):
     """The bits are those of the machine that wrote the file: `python tests/test_encoder.py`."""
-    assert digests() == json.loads(GOLDEN.read_text())
+    monkeypatch.setattr(dense, "SHARED", 0)  # also layers that are not worth two threads
+    assert digests(threads) == json.loads(GOLDEN.read_text())
+
+
+def test_threads_are_not_used_where_they_would_end_the_process(monkeypatch):
+    monkeypatch.setattr(dense, "SHARED", 0)
+    stream, x = build().stream(5, 6, threads=2), features(133)
+    expected = run(stream, [x])
+    monkeypatch.setattr(ring, "GATE", np.ones(1, np.int64))  # another parallel loop runs
+    assert same_bits(run(stream, [x]), expected)
+    monkeypatch.undo()
+    monkeypatch.setattr(dense, "SHARED", 0)
+    if (child := os.fork()) == 0:  # OpenMP kills a forked process at a parallel loop
+        os._exit(0 if same_bits(run(stream, [x]), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(("threads", "error"), [(0, ValueError), (1.5, TypeError)])
+def test_threads_are_counted(threads, error):
+    with pytest.raises(error, match="`threads` must be"):
+        build().stream(threads=threads)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import edgeconv
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 CHECKPOINT = WEIGHTS / "espnet-streaming-encoder.pth"
+CONFIG = WEIGHTS / "espnet-streaming-encoder.yaml"
 CONVERTED = WEIGHTS / "espnet-streaming-encoder.npz"
 BLOCKS = "encoders.blocks"
 CONVOLUTIONS = [
@@ -85,9 +86,10 @@ def test_converted_file_holds_the_bits_of_the_checkpoint():
 
 def test_converted_file_is_what_the_converter_makes(tmp_path):
     target = tmp_path / "again.npz"
-    assert edgeconv.convert(CHECKPOINT, target, causal=True) == CONVOLUTIONS
+    assert edgeconv.convert(CHECKPOINT, target, config=CONFIG) == CONVOLUTIONS
     assert target.read_bytes() == CONVERTED.read_bytes()
 
 
 def test_this_machine_computes_what_the_one_that_converted_it_did():
-    assert list(edgeconv.verify(CONVERTED)) == [prefix for prefix, _, _ in CONVOLUTIONS]
+    prefixes = [prefix for prefix, _, _ in CONVOLUTIONS]
+    assert list(edgeconv.verify(CONVERTED)) == [*prefixes, "encoder"]

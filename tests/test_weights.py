@@ -306,7 +306,8 @@ def test_wrong_arguments(source, target):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"version": 2}, "version 1, found 2; upgrade edgeconv, or convert"),
+        ({"version": 3}, "version 1 to 2, found 3; upgrade edgeconv, or convert"),
+        ({"version": 2}, "must be JSON"),
         ({"version": "1"}, "must be JSON that describes ''"),
         ({"format": "other"}, "must be JSON"),
         ({"modules": []}, "must be JSON"),

@@ -23,6 +23,7 @@ from espnet2.asr_transducer.frontend.online_audio_processor import OnlineAudioPr
 import edgeconv
 
 SPEECH = Path(__file__).with_name("speech.wav")
+CONFIG = SPEECH.with_name("espnet-streaming-encoder.yaml")
 SENTENCE = "One frame of speech comes in, and one frame goes out, all day long."
 SAMPLE_RATE = 16_000
 
@@ -178,7 +179,7 @@ def main() -> None:
     encoder = build_encoder()
     checkpoint = arguments.output / "espnet-streaming-encoder.pth"
     torch.save(encoder.state_dict(), checkpoint)
-    edgeconv.convert(checkpoint, checkpoint.with_suffix(".npz"), causal=True)
+    edgeconv.convert(checkpoint, checkpoint.with_suffix(".npz"), config=CONFIG)
     np.savez(arguments.output / "recording.npz", **record(encoder, read_speech(speech)))
 
 

@@ -17,6 +17,7 @@ from edgeconv.layers.activation import ACTIVATIONS, Activation
 from edgeconv.layers.norm import NORMS
 
 REMEDY = "give the config.yaml that ESPnet wrote beside the checkpoint"
+CAUSAL = "dynamic_chunk_training"
 BLOCKS = {"conformer": Conformer, "ebranchformer": EBranchformer, "branchformer": Branchformer}
 
 
@@ -31,7 +32,7 @@ class Description(NamedTuple):
     @property
     def causal(self) -> bool:
         """Whether an output depends on no frame behind its chunk."""
-        return bool(self.main.get("dynamic_chunk_training", False))
+        return bool(self.main.get(CAUSAL, False))
 
     @property
     def norm(self) -> str:
@@ -60,7 +61,7 @@ class Description(NamedTuple):
             block.get("conv_mod_norm_eps"),
             block.get("conv_mod_norm_partial"),
         )
-        found = _kind(state, prefix)
+        found = kind_of(state, prefix)
         if block["block_type"] != found:
             expected = f"{prefix} must be a {block['block_type']}, as body_conf says"
             raise CheckpointError(expected, found, REMEDY)
@@ -90,11 +91,10 @@ class Description(NamedTuple):
 
 def describe(configuration: Mapping[str, Any]) -> Description:
     """Read ESPnet's configuration, or its ``encoder_conf``; refuse what is left out."""
-    encoder = configuration.get("encoder_conf", configuration)
-    bodies = encoder.get("body_conf") if isinstance(encoder, Mapping) else None
+    encoder, main = options_of(configuration)
+    bodies = encoder["body_conf"]
     if not isinstance(bodies, Sequence) or not all(isinstance(b, Mapping) for b in bodies):
-        raise CheckpointError("encoder_conf must have body_conf, as a transducer's has", "", REMEDY)
-    main = encoder.get("main_conf") or {}
+        raise CheckpointError("body_conf must be a list of blocks", shown(repr(bodies)), REMEDY)
     if main.get("simplified_att_score"):
         raise CheckpointError("simplified_att_score must be false: these scores are left out")
     for name in ("pos_wise_act_type", "conv_mod_act_type"):
@@ -109,13 +109,36 @@ def describe(configuration: Mapping[str, Any]) -> Description:
     return Description(encoder.get("input_conf") or {}, main, blocks, features)
 
 
+def options_of(configuration: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return ``encoder_conf`` and its ``main_conf``, if they are those of a transducer."""
+    encoder = configuration.get("encoder_conf", configuration)
+    if not isinstance(encoder, Mapping) or "body_conf" not in encoder:
+        name = shown(configuration.get("encoder"))
+        raise CheckpointError(
+            "encoder_conf must have body_conf, as that of espnet2.asr_transducer has",
+            f"an encoder of another task, such as espnet2.asr: {name}",
+            f"{REMEDY}; for convolutions alone, leave `config` out and pass `causal=True` or "
+            "`causal=False`",
+        )
+    main = {} if encoder.get("main_conf") is None else encoder["main_conf"]
+    if not isinstance(main, Mapping) or not isinstance(main.get(CAUSAL, False), bool):
+        expected = f"main_conf must be a mapping, and {CAUSAL} in it true or false"
+        raise CheckpointError(expected, shown(repr(main)), REMEDY)
+    return encoder, main
+
+
+def is_causal(configuration: Mapping[str, Any]) -> bool:
+    """Tell whether convolutions see no later frame: if ``dynamic_chunk_training`` is true."""
+    return bool(options_of(configuration)[1].get(CAUSAL, False))
+
+
 def _check(name: str, value: object, choices: Collection[str]) -> None:
     if value not in choices:
         expected = f"{name} must be one of {', '.join(choices)}"
         raise CheckpointError(f"{expected}: others are left out", shown(value))
 
 
-def _kind(state: Mapping[str, Any], prefix: str) -> str:
+def kind_of(state: Mapping[str, Any], prefix: str) -> str:
     """Tell a block's type by the names of its tensors."""
     if f"{prefix}.conv_mod.pointwise_conv1.weight" in state:
         return "conformer"

@@ -16,15 +16,16 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import float32, int8, int64, types, void
+from numba import float32, int8, int64, prange, types, void
 from numpy.typing import NDArray
 
 from edgeconv.kernels import compiled, entry
-from edgeconv.kernels.ring import Array, zeros
+from edgeconv.kernels.ring import BUSY, Array, zeros
 from edgeconv.kernels.vectors import (
     BLOCK,
     LANES,
     enter_usual_mode,
+    exchange,
     give_up_lock,
     make_product,
     return_to_mode,
@@ -34,6 +35,9 @@ from edgeconv.kernels.vectors import (
 # Multiply-adds from which a call lets other Python threads run: some 0.7 ms on a PC, 5 ms on a
 # Raspberry Pi. Beside two busy threads, each such call may wait 10 ms to have the lock back.
 LONG = 1 << 25
+
+# Multiply-adds from which two threads share a call: some 20 us, ten times what a loop costs them.
+SHARED = 1 << 21
 
 # As many accumulators as there are registers for: 16 in AVX2, 32 in NEON (two to a vector) and
 # AVX-512. Sums of one frame wait for each other's roundings: those of four blocks fill the time.
@@ -117,14 +121,36 @@ def dense(x, y, w, taps, tap):
         take_lock(thread)
 
 
+def dense_in_parallel(x, y, w, taps, tap, gate, parts):
+    """Do what `dense` does, its blocks in so many parts; BUSY if there is another parallel loop."""
+    if exchange(int64(gate.ctypes.data), 0, 1) != 0:
+        return BUSY
+    count = taps, x.shape[2]
+    for part in prange(parts):
+        mode = enter_usual_mode()
+        first, last = len(w) * part // parts, len(w) * (part + 1) // parts
+        _multiply_blocks(x, y, w, count, tap, first, last)
+        return_to_mode(mode)
+    exchange(int64(gate.ctypes.data), 1, 0)
+    return 0
+
+
 _ROWS = types.Array(float32, 3, "A", readonly=True), types.Array(float32, 3, "A")
+_WEIGHTS = [types.Array(kind, 2, "C", readonly=True) for kind in (float32, int8)]
 
 
 @functools.cache
 def kernel(eight_bits):
     """Return `dense` for weights of 32 or 8 bits."""
-    weights = types.Array(int8 if eight_bits else float32, 2, "C", readonly=True)
-    return entry(dense, void(*_ROWS, weights, int64, int64))
+    return entry(dense, void(*_ROWS, _WEIGHTS[eight_bits], int64, int64))
+
+
+@functools.cache
+def parallel_kernel(eight_bits):
+    """Return `dense_in_parallel` for weights of 32 or 8 bits."""
+    more = types.Array(int64, 1, "C"), int64
+    signature = int64(*_ROWS, _WEIGHTS[eight_bits], int64, int64, *more)
+    return entry(dense_in_parallel, signature, parallel=True, nogil=True)
 
 
 # --- Memory in this layout ---

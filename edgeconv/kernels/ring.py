@@ -44,6 +44,8 @@ LONG = 1 << 20  # multiply-adds from which a call lets other threads run: some 5
 REFUSED, BUSY = -1, -2
 THREADS: int = config.NUMBA_NUM_THREADS
 PARTS = 8  # of the blocks of a row, for threads
+# Of parallel loops; compiled code alone closes it: no signal handler leaves it closed.
+GATE = np.zeros(1, np.int64)
 
 tile_8, tile_4 = make_tile(8, 1, group=4), make_tile(4, 1, group=4)
 # Sums of one frame wait for each other's roundings: those of four blocks fill the time.

@@ -112,6 +112,11 @@ class KeysAndValues:
         self._past = min(self._left, seen)
         return np.array([first, seen, self._zero])
 
+    @property
+    def memory(self) -> int:
+        """Bytes of keys, values and positions."""
+        return self.keys.nbytes + self.values.nbytes + self.positions.nbytes
+
     def reset(self) -> None:
         """Forget all."""
         self._end = self._past = 0

@@ -216,6 +216,11 @@ class Frames:
         self._copy(rest, self._frames)
         return y
 
+    @property
+    def memory(self) -> int:
+        """Bytes of the most frames that wait between two calls."""
+        return 4 * (self._stage.reach - 1) * int(np.prod(self._frames.shape[1:]))
+
     def reset(self) -> None:
         """Begin a signal: with a frame of zeros, if it is padded."""
         self._frames = np.zeros((self._stage.padding, *self._frames.shape[1:]), np.float32)

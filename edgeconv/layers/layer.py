@@ -151,6 +151,13 @@ class Stream:
         """Frames returned since the start of the signal."""
         return self._frames_out
 
+    @property
+    def memory(self) -> int:
+        """Bytes that the stream holds between calls, at most; the weights are the layer's."""
+        waiting = 4 * (self._geometry.chunk_size - 1) * self._layer.input_size
+        parts: list[int] = [part.memory for part in _parts(self._memory).values()]
+        return waiting + sum(parts)
+
     def process(self, chunk: NDArray[np.floating[Any]]) -> Array:
         """
         Take any number of frames; return the outputs that are now final.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from edgeconv.layers.layer import Array, Layer
 from edgeconv.layers.parameters import Weights
 
@@ -41,8 +39,7 @@ class Linear(Layer):
         CheckpointError
             If there is no such layer.
         """
-        is_convolution = np.ndim(state.get(f"{prefix}.weight", 0)) == 3
-        return cls(Weights(state, prefix, shape=("N", "K", 1) if is_convolution else ("N", "K")))
+        return cls(Weights(state, prefix, shape=("N", "K")))
 
     def _run(self, x: Array, memory: dict[str, Any]) -> Array:
         return self.weights.rows(x)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeconv.checkpoint import CheckpointError
+from edgeconv.convolution import PROCESS
 
 Array = NDArray[np.float32]
 _REMEDY = "check that configuration and checkpoint belong together, or export the model again"
@@ -17,12 +21,16 @@ SCALE = "weight_scale"  # beside an int8 weight (N, ...): one float32 for each o
 
 def tensor(state: Mapping[str, Any], name: str, shape: tuple[Any, ...]) -> Array:
     """Return a tensor of floats of `shape`, where a letter is any length, as float32."""
-    array = _found(state, name, shape)
+    return _float32(_found(state, name, shape), name)
+
+
+def _float32(array: NDArray[Any], name: str) -> Array:
+    """Return a tensor of floats as a new array of float32."""
     if array.dtype.kind != "f":
         raise CheckpointError(f"{name} must be floats", str(array.dtype))
     with np.errstate(over="ignore"):
         result = array.astype(np.float32)
-    if (np.isinf(result) & np.isfinite(array)).any():
+    if array.dtype.itemsize > 4 and (np.isinf(result) & np.isfinite(array)).any():
         raise CheckpointError(f"{name} must fit float32, up to 3.4e38", "", _REMEDY)
     return result
 
@@ -31,6 +39,8 @@ def _found(state: Mapping[str, Any], name: str, shape: tuple[Any, ...]) -> NDArr
     if name not in state:
         raise CheckpointError(f"{name} must be in the checkpoint", "none", _REMEDY)
     array = np.asarray(state[name])
+    if len(shape) == 2 and array.shape[2:] == (1,):
+        array = array[..., 0]  # a convolution of one frame is a dense layer
     fits = len(array.shape) == len(shape) and all(
         isinstance(wanted, str) or wanted == n for wanted, n in zip(shape, array.shape, strict=True)
     )
@@ -47,6 +57,21 @@ def quantised(weight: NDArray[np.floating[Any]]) -> tuple[NDArray[np.int8], Arra
     scale[scale == 0] = 1
     integers = np.rint(rows / scale[:, None]).astype(np.int8)
     return integers.reshape(weight.shape), scale
+
+
+def with_8_bits(state: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Quantise the dense weights of an encoder and of a joint network.
+
+    Those are ``P.weight`` (N, K, ...) with K > 1: all but depthwise convolutions, norms and biases.
+    """
+    small = dict(state)
+    for name, weight in state.items():
+        is_dense = name.endswith(".weight") and weight.ndim > 1 and weight.shape[1] > 1
+        if is_dense and not name.startswith(("decoder.", "frontend.")):
+            scale = f"{name.removesuffix('weight')}{SCALE}"
+            small[name], small[scale] = quantised(weight)
+    return small
 
 
 class Weights:
@@ -75,11 +100,11 @@ class Weights:
         weights, biases, scales = [], [], []
         for prefix in prefixes:
             name = f"{prefix}.weight"
-            if np.asarray(state.get(name, 0.0)).dtype == np.int8:
-                weight = _found(state, name, shape)
+            weight = _found(state, name, shape)
+            if weight.dtype == np.int8:
                 scales.append(tensor(state, f"{prefix}.{SCALE}", (len(weight),)))
             else:
-                weight = tensor(state, name, shape)
+                weight = _float32(weight, name)
             zeros = {f"{prefix}.bias": np.zeros(len(weight), np.float32)}
             bias = state if f"{prefix}.bias" in state else zeros
             biases.append(tensor(bias, f"{prefix}.bias", (len(weight),)))
@@ -93,12 +118,13 @@ class Weights:
         self._taps = taps
         scale = np.concatenate(scales) if scales else None
         self._packed = dense.pack(weight, np.concatenate(biases), scale)
-        self._kernel = dense.kernel(scale is not None)
+        self._eight_bits = scale is not None
+        self._kernel = dense.kernel(self._eight_bits)
 
     def rows(self, x: Array, out: Array | None = None) -> Array:
         """Return the products of rows (T, K), (T, N): a new array or `out`, of any strides."""
         y = np.empty((len(x), self.n_outputs), np.float32) if out is None else out
-        self._kernel(x[None], y[None], self._packed, 1, 0)
+        self._multiply(x[None], y[None], 0)
         return y
 
     def convolve(self, image: Array, stride: int, y: Array) -> None:
@@ -106,4 +132,33 @@ class Weights:
         line, row, number = image.strides
         shape = *y.shape[:2], self.n_inputs
         x = np.lib.stride_tricks.as_strided(image, shape, (stride * line, stride * row, number))
-        self._kernel(x, y, self._packed, self._taps, line)
+        self._multiply(x, y, line)
+
+    def _multiply(self, x: Array, y: Array, tap: int) -> None:
+        arguments = x, y, self._packed, self._taps, tap
+        if sharing.threads > 1 and os.getpid() == PROCESS:
+            from edgeconv.kernels import dense, ring
+
+            shared = dense.parallel_kernel(self._eight_bits)
+            is_long = y.size * self._taps * self.n_inputs >= dense.SHARED
+            if is_long and shared(*arguments, ring.GATE, sharing.threads) != ring.BUSY:
+                return
+        self._kernel(*arguments)
+
+
+class _Sharing(threading.local):
+    """How many threads the dense layers that this thread calls may use."""
+
+    threads = 1
+
+    @contextlib.contextmanager
+    def among(self, threads: int) -> Iterator[None]:
+        """Let calls inside use so many."""
+        before, self.threads = self.threads, threads
+        try:
+            yield
+        finally:
+            self.threads = before
+
+
+sharing = _Sharing()

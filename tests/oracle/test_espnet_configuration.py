@@ -46,7 +46,8 @@ def trained(directory, options):
 def check(encoder, directory):
     """Convert every convolution; each must have the kernel size and causality of ESPnet's."""
     target = directory / "model.npz"
-    edgeconv.convert(directory / "valid.loss.ave.pth", target, config=directory / "config.yaml")
+    config = directory / "config.yaml"
+    edgeconv.convert(directory / "valid.loss.ave.pth", target, config=config)
     convs = edgeconv.load_all(target)
     names = [n for n, m in encoder.named_modules() if isinstance(m, DepthwiseConvolution)]
     assert {f"encoder.{name}" for name in names} <= set(convs)

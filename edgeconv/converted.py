@@ -1,0 +1,140 @@
+"""The converted file: an ``.npz`` with a description in it; docs/files.md specifies it."""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import secrets
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from edgeconv.arguments import is_integer
+from edgeconv.blocks.description import describe
+from edgeconv.checkpoint import Checkpoint, CheckpointError
+from edgeconv.checkpoint.error import damaged, naming, shown
+from edgeconv.configuration import read_configuration
+from edgeconv.state_dict import find
+
+FORMAT, CONVOLUTIONS, MODEL = "edgeconv", 1, 2  # and the versions: what they hold
+# Of ESPnet's configuration, what decides anything about a model that is trained.
+DECISIVE = (
+    *("input_size", "encoder_conf", "frontend", "frontend_conf", "normalize", "normalize_conf"),
+    *("decoder", "decoder_conf", "joint_network_conf", "token_type", "token_list"),
+)
+
+File: TypeAlias = str | os.PathLike[str]
+
+
+class Header(NamedTuple):
+    """What a converted file states of its convolutions, by prefix, and of the model."""
+
+    modules: dict[str, dict[str, Any]]
+    configuration: dict[str, Any] | None = None
+    digests: dict[str, str] = {}  # noqa: RUF012 - it is never written to
+
+
+def read_header(checkpoint: Checkpoint) -> Header:
+    """Return the description in a file, which must fit its arrays; an empty one if it has none."""
+    text = checkpoint.header
+    if text is None:
+        return Header({})
+    version, header, fits = 0, Header({}), False
+    found = find(checkpoint)
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        fields = json.loads(text)
+        version, modules = fields["version"] * (fields["format"] == FORMAT), fields["modules"]
+        header = Header(modules)
+        if version == MODEL:
+            header = Header(modules, dict(fields["configuration"]), dict(fields["digests"]))
+        is_model = version != MODEL or type(header.digests["encoder"]) is str
+        fits = is_model and {(*conv, bool, str) for conv in found.values()} == {
+            (prefix, m["channels"], m["kernel_size"], type(m["causal"]), type(m.get("digest", "")))
+            for prefix, m in modules.items()
+        }
+    if is_integer(version) and version > MODEL:
+        remedy = "upgrade edgeconv, or convert the original file again"
+        raise CheckpointError(f"the file must be of version 1 to {MODEL}", f"{version}", remedy)
+    if version not in (CONVOLUTIONS, MODEL) or not fits:
+        expected = f"the text {FORMAT!r} must be JSON that describes {shown(list(found))}"
+        raise damaged(expected, shown(text))
+    return header
+
+
+def configuration_of(checkpoint: Checkpoint, config: File | None) -> dict[str, Any]:
+    """Return the configuration of a model: its own if it is a converted file, else ESPnet's."""
+    with naming(checkpoint.path):
+        own = read_header(checkpoint).configuration
+        if own is not None and config is not None:
+            raise ValueError(f"`config` must be None for a converted model, got {config!r}")
+        if own is None and config is None:
+            remedy = "pass `config`, the config.yaml that ESPnet wrote beside the checkpoint"
+            raise CheckpointError("a model must come with its configuration", "none", remedy)
+    if config is None:
+        return own or {}
+    configuration = read_configuration(config)
+    with naming(config):
+        describe(configuration)
+    return configuration
+
+
+def decisive(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a converted file keeps of a configuration: no paths, nothing of the training."""
+    kept = {name: configuration[name] for name in DECISIVE if name in configuration}
+    if isinstance(statistics := kept.get("normalize_conf"), Mapping):
+        kept["normalize_conf"] = {k: v for k, v in statistics.items() if k != "stats_file"}
+    try:
+        json.dumps(kept, allow_nan=False)
+    except (TypeError, ValueError) as error:  # dates, sets and bytes, which YAML knows as well
+        expected = "a configuration must be of texts, numbers, Booleans, lists and mappings"
+        raise CheckpointError(expected, str(error)) from None
+    return kept
+
+
+def write(
+    path: File, arrays: Mapping[str, Any], source: Checkpoint | None, **fields: object
+) -> None:
+    """Write a converted file, in one step or not at all; equal content makes equal bytes."""
+    if not all(name.isprintable() and len(name) <= 1024 for name in arrays):
+        raise ValueError(f"prefixes must be printable and short, got {list(arrays)}")
+    version = MODEL if "configuration" in fields else CONVOLUTIONS
+    origin = source and {"name": Path(source.path).name, "sha256": source.sha256()}
+    header = {"format": FORMAT, "version": version, **fields, "source": origin}
+
+    def write_archive(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, array in {FORMAT: np.array(json.dumps(header)), **arrays}.items():
+                record = io.BytesIO()
+                np.lib.format.write_array(record, array, version=(1, 0), allow_pickle=False)
+                info = zipfile.ZipInfo(f"{name}.npy")  # without a date
+                archive.writestr(info, record.getbuffer())
+
+    _replace(path, write_archive)
+
+
+def _replace(path: File, write_content: Callable[[IO[bytes]], None]) -> None:
+    """Put a file in another one's place in one step; links stay, and permissions if they can."""
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".edgeconv-{secrets.token_hex(8)}.tmp")
+    try:
+        if target.exists() and not target.is_file():
+            raise OSError(errno.EINVAL, "Not a regular file")
+        with temporary.open("xb") as file:
+            write_content(file)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(OSError):  # there is no such file, or permissions are not kept
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
+    except OSError as error:  # the user never chose the temporary name
+        mounted = "a file mounted by itself cannot be replaced; mount its directory"
+        text = mounted if error.errno == errno.EBUSY else error.strerror
+        raise OSError(error.errno, text, os.fspath(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
