@@ -4,11 +4,12 @@ from edgeconv.checkpoint import CheckpointError, read_checkpoint
 from edgeconv.convolution import DepthwiseConvolution
 from edgeconv.digest import VerificationError
 from edgeconv.encoder import Encoder, load_encoder
+from edgeconv.recogniser import Recogniser, load_recogniser
 from edgeconv.state_dict import Convolution
 from edgeconv.weights import convert, find_convolutions, load, load_all, save, verify
 
 __version__ = "0.1.0"
 
-__all__ = ["CheckpointError", "Convolution", "DepthwiseConvolution", "Encoder"]
+__all__ = ["CheckpointError", "Convolution", "DepthwiseConvolution", "Encoder", "Recogniser"]
 __all__ += ["VerificationError", "convert", "find_convolutions", "load", "load_all"]
-__all__ += ["load_encoder", "read_checkpoint", "save", "verify"]
+__all__ += ["load_encoder", "load_recogniser", "read_checkpoint", "save", "verify"]

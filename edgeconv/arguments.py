@@ -35,7 +35,7 @@ def floats(name: str, value: Any, shape: tuple[Any, ...], source: object) -> NDA
     """Return an array if it is one of floats and of `shape`; else raise the error that says so."""
     is_plain = type(value) is np.ndarray and value.dtype is FLOAT32  # the usual case, soon told
     if not is_plain and (not is_array(value) or value.dtype.kind != "f"):
-        got = f"{described(value)}{_remedy(value)}"
+        got = f"{described(value)}{_remedy(name, value)}"
         raise TypeError(f"`{name}` must be a NumPy array of floats, got {got}")
     check_shape(name, value, shape, source)
     array: NDArray[Any] = value
@@ -52,17 +52,20 @@ def as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
         return np.require(array, FLOAT32, ["C", "A"]).view(FLOAT32, np.ndarray)
 
 
-def _remedy(value: object) -> str:
+def _remedy(name: str, value: object) -> str:
     """Say what to pass instead of what is no array of floats."""
     if isinstance(value, np.ma.MaskedArray):
-        return "; pass `x.filled(0)`"
-    if is_array(value) and value.dtype.kind in "iub":
-        return "; it takes features or activations, not samples: `x.astype(np.float32)`"
-    if is_array(value) and "float" in value.dtype.name:  # of ml_dtypes
-        return "; pass `x.astype(np.float32)`"
+        return f"; pass `{name}.filled(0)`"
+    if is_array(value) and value.dtype.kind in "iu":
+        return "; features and activations are floats; samples are for `load_recogniser`'s streams"
+    if is_array(value) and value.dtype.kind == "c":
+        return f"; pass `abs({name})`, or its real and imaginary parts as channels"
+    if is_array(value):  # Booleans, objects, floats of ml_dtypes
+        return f"; pass `{name}.astype(np.float32)`"
     if hasattr(value, "numpy"):
-        return "; pass `x.numpy()`, with `.detach().cpu().float()` before it where needed"
-    return "; pass `np.asarray(x, np.float32)`" if isinstance(value, list | tuple) else ""
+        return f"; pass `{name}.numpy()`, with `.detach().cpu().float()` before it where needed"
+    is_like = isinstance(value, list | tuple | np.matrix)
+    return f"; pass `np.asarray({name}, np.float32)`" if is_like else ""
 
 
 def check_shape(name: str, array: Any, shape: tuple[Any, ...], source: object) -> None:

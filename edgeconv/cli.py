@@ -15,9 +15,12 @@ from edgeconv import __version__, machine, weights
 from edgeconv.blocks.overview import overview
 from edgeconv.checkpoint.error import printable
 from edgeconv.converted import FORMAT, configuration_of
+from edgeconv.demonstration import demo, shipped
 from edgeconv.digest import VerificationError
+from edgeconv.recogniser.recogniser import PADDING
 from edgeconv.state_dict import parents_of, unusable
 from edgeconv.terminal import CommandError, compiling, table
+from edgeconv.transcribe import list_devices, transcribe
 
 DESCRIPTION = """\
 Run the encoders of streaming speech recognisers, and their convolutions, without PyTorch.
@@ -38,6 +41,10 @@ NEXT = """\
 next: edgeconv convert {} {}.converted.npz --causal
       (or --config config.yaml, or --no-causal without dynamic_chunk_training: true)"""
 NEXT_OF_MODEL = "next: edgeconv convert {} {}.converted.npz --config config.yaml"
+TRANSCRIBE = """\
+transcribe small.npz speech.wav
+  edgeconv transcribe small.npz --microphone
+  arecord -f S16_LE -r 16000 -c 1 -t raw | edgeconv transcribe small.npz -"""
 CHECKPOINT, NO_PREFIX = "a .pth, .safetensors or .npz file", "''"
 REMEDIES = {
     errno.ENOENT: "check the path; its directory must exist",
@@ -46,7 +53,15 @@ REMEDIES = {
 }
 WORDS = {"`causal=True`": "--causal", "`causal=False`": "--no-causal", "`prefix`": "--prefix"}
 WORDS |= {"`prefixes`": "--prefix", "`config`": "--config", "`source`": "SRC", "`target`": "DST"}
-WORDS |= {"`seed`": "--seed", "`causal`": "--causal or --no-causal", "`weights`": "--weights"}
+WORDS |= {
+    "`seed`": "--seed",
+    "`causal`": "--causal or --no-causal",
+    "`weights`": "--weights",
+    "`window_ms`": "--window-ms",
+    "`left_context`": "--left-context",
+    "`beam_size`": "--beam",
+    "`tail_padding_ms`": "--tail-padding-ms",
+}  # the library's, and what they are called here
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # not every terminal can write µ
     try:
         try:
-            options = _parser().parse_args(arguments)
+            options = _options(arguments)
             options.command(options)
         finally:
             sys.stdout.flush()
@@ -85,6 +100,19 @@ def _fail(message: str) -> int:
     return 1
 
 
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read a command line; files may stand after options, which argparse does not see."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if hasattr(options, "audio") and all(not text.startswith("-") or text == "-" for text in rest):
+        options.audio, rest = options.audio + rest, []
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if hasattr(options, "microphone") and bool(options.audio) == (options.microphone is not None):
+        parser.error("transcribe takes either AUDIO, which may be -, or --microphone")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("edgeconv", description=DESCRIPTION, formatter_class=layout)
@@ -93,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(function: Callable[[argparse.Namespace], None], example: str, summary: str) -> Any:
         name, epilog = example.split()[0], f"example:\n  edgeconv {example}"
+        if name == "convert":
+            epilog = f"{epilog}\n\n{ASSUMED}"
         command = commands.add_parser(
             name, help=summary, description=summary, epilog=epilog, formatter_class=layout
         )
@@ -127,12 +157,52 @@ def _parser() -> argparse.ArgumentParser:
     help_, seed = "decides where signals are cut into chunks", secrets.randbelow(2**32)
     argument("--seed", type=int, metavar="N", help=help_, default=seed)
 
-    add(lambda _: machine.demo(), "demo", "go the whole way on files that ship")
-    summary = "measure the time per frame on this machine"
-    argument = add(lambda options: machine.bench(options.json), "bench --json", summary)
+    argument = add(transcribe, TRANSCRIBE, "print what is said in files, a pipe or a microphone")
+    argument("model", metavar="MODEL", help="what `convert` wrote, or a .pth file with --config")
+    help_ = "WAV files, or - for raw 16-bit mono at the model's rate, or a WAV, on standard input"
+    argument("audio", metavar="AUDIO", nargs="*", help=help_)
+    help_ = "a device's number or a part of its name (default: the system's; needs sounddevice)"
+    argument("--microphone", metavar="DEVICE", nargs="?", const="", help=help_)
+    help_ = "list the microphones, and do nothing else"
+    argument("--list-devices", nargs=0, action=_ListDevices, help=help_)
+    _add_listening(argument)
+    help_ = "start a new line after a silence (default: not in files)"
+    argument("--endpoint", action=argparse.BooleanOptionalAction, help=help_)
+    help_ = "silence after the end, for the last word to be heard (default: the model's latency)"
+    argument("--tail-padding-ms", type=float, metavar="MS", default=PADDING, help=help_)
+    argument("--json", action="store_true", help="print every result as a line of JSON")
+
+    argument = add(lambda options: demo(options.live), "demo", "transcribe recordings that ship")
+    argument("--live", action="store_true", help="at the speed at which they were spoken")
+    example = "bench small.npz speech.wav --json"
+    summary = "measure the time per frame of convolutions, or all times of a recogniser, here"
+    argument = add(_bench, example, summary)
+    argument("model", metavar="MODEL", nargs="?", help="a recogniser (default: convolutions)")
+    argument("audio", metavar="AUDIO", nargs="*", help="WAV files (default: some that ship)")
+    _add_listening(argument)
     argument("--json", action="store_true", help="print it for a program to read")
     add(lambda _: machine.doctor(), "doctor", "check that this machine can run convolutions")
     return parser
+
+
+def _add_listening(argument: Callable[..., Any]) -> None:
+    """Add the arguments of what loads a recogniser and listens."""
+    help_ = "the config.yaml that ESPnet wrote beside a .pth file (needs PyYAML)"
+    argument("--config", metavar="YAML", help=help_)
+    help_ = "milliseconds that are encoded together (default: 640)"
+    argument("--window-ms", type=float, metavar="MS", default=640, help=help_)
+    help_ = "encoder frames before a window that it sees (default: 32)"
+    argument("--left-context", type=int, metavar="N", default=32, help=help_)
+    help_ = "hypotheses to keep (default: 1, which is the greedy search)"
+    argument("--beam", type=int, metavar="N", default=1, help=help_)
+
+
+class _ListDevices(argparse.Action):
+    """`--list-devices`, which like `--help` needs no further arguments."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        list_devices()
+        parser.exit()
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -152,7 +222,7 @@ def _inspect(options: argparse.Namespace) -> None:
     if others:
         share = sum(entry.n_bytes for entry in others.values()) / size
         some = ", ".join(f"{name} ({entry.dtype})" for name, entry in [*others.items()][:3])
-        some += ", ..." * (len(others) > 3)
+        some += ", ... (--tensors lists all)" * (len(others) > 3)
         print(printable(f"not read: {len(others)} of other types, {share:.0%} of the file: {some}"))
         print()
     shapes = {name: entry.shape for name, entry in entries.items() if entry.read}
@@ -198,9 +268,20 @@ def _convert(options: argparse.Namespace) -> None:
         if written.is_part and not options.only_convolutions:
             print("These are its convolutions; with --config config.yaml it is the whole model.")
     else:
-        print(written.encoder, end="\n\n")
+        print(*filter(None, (written.recogniser, written.encoder)), sep="\n", end="\n\n")
     size = Path(options.target).stat().st_size
     print(f"written to {printable(options.target)}, {size / 1e6:.2f} MB")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    """Measure convolutions, or a recogniser."""
+    if options.model is None:
+        machine.bench(options.json)
+        return
+    audio = options.audio or [str(path) for path in sorted(shipped().glob("recordings/*.wav"))]
+    listening = {"window_ms": options.window_ms, "left_context": options.left_context}
+    listening["beam_size"] = options.beam
+    machine.bench_recogniser(options.model, options.config, audio, options.json, **listening)
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -100,6 +100,7 @@ class DepthwiseConvolution:
         state : mapping of str to array
             What `read_checkpoint` returns, or NumPy arrays or CPU tensors of PyTorch by name: a
             weight (C, 1, K) and, unless it is zero, a bias (C,). A CheckpointError says if not.
+            They do not tell stride, dilation and groups: 1, 1 and C are assumed.
         prefix : str
             The module's name, such as ``encoder.encoders.blocks.0.depthwise_conv_mod``.
         causal : bool

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from edgeconv.convolution import DepthwiseConvolution
 from edgeconv.encoder import Encoder
+from edgeconv.recogniser import Recogniser
 
 Frames: TypeAlias = NDArray[np.float32]
 # 0, -0, the smallest and the largest subnormal, the largest numbers, the infinities and a NaN.
@@ -80,6 +81,36 @@ def encoder_digest(
         for way, cuts in ways.items()
     }
     return _agreed(encoder, found, expected, origin)
+
+
+def recogniser_digest(
+    recogniser: Recogniser, seed: int = 0, expected: str = "", origin: str = "in one piece"
+) -> str:
+    """Return the digest of what a recogniser hears, greedily and with a beam."""
+    # Noise that is louder in every quarter of a second, and then is silent.
+    bursts = np.repeat(np.arange(12) % 4, 4000).astype(np.float32) / 32
+    x = noise(48000, 1)[:, 0] * bursts
+    beam: dict[str, Any] = {"beam_size": 3, "search": {"expansion_beta": 0}}
+    searches = [{}, beam] if len(recogniser.tokens) > 3 else [{}]
+    ways: dict[str, Any] = {
+        "in one piece": [len(x)],
+        f"in random pieces (seed {seed})": _cuts(len(x), seed),
+    }
+    found = {}
+    for way, cuts in ways.items():
+        total = hashlib.sha256()
+        for options in searches:
+            if recogniser.causal:
+                stream = recogniser.stream(**options)
+                for piece in np.split(x, cuts):
+                    stream.accept_waveform(recogniser.sample_rate, piece)
+                result = stream.input_finished()
+            else:
+                result = recogniser.transcribe(recogniser.sample_rate, x, **options)
+            total.update("\0".join(result.tokens).encode())
+            total.update(np.array([result.score, *result.timestamps], "<f8").tobytes())
+        found[way] = total.hexdigest()
+    return _agreed(recogniser, found, expected, origin)
 
 
 def _agreed(module: object, found: dict[str, str], expected: str, origin: str) -> str:

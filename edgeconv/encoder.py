@@ -267,7 +267,7 @@ class EncoderStream:
         self._embed.reset()
         self._body.reset()
 
-    def snapshot(self) -> dict[str, NDArray[Any]]:
+    def snapshot(self) -> dict[str, Any]:
         """Return the stream's state by name, for ``np.savez``; no later call changes it."""
         parts = {"embed": self._embed, "body": self._body}
         return {f"{n}.{k}": v for n, part in parts.items() for k, v in part.snapshot().items()}

@@ -1,28 +1,26 @@
-"""`edgeconv doctor`, `bench` and `demo`: what this machine is, how fast, and that it works."""
+"""`edgeconv doctor` and `bench`: what this machine is, how fast, and that it works."""
 
-import itertools
 import json
 import os
 import platform
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgeconv import __version__
 from edgeconv.convolution import DepthwiseConvolution
+from edgeconv.recogniser import RecogniserStream, load_recogniser
+from edgeconv.recogniser.audio import open_wav
 from edgeconv.terminal import CommandError, compiling, table
-from edgeconv.weights import convert, load
 
 FRAMES_PER_SECOND = 25  # of ESPnet's encoders: a frame every 10 ms, subsampled by 4
 SIZES = ((256, 15), (512, 7), (512, 31), (1024, 31))  # (C, K)
 SECONDS = 0.1  # for each size and way to run, so a few seconds for all
-CHECKPOINT, RECORDING = "espnet-streaming-encoder.pth", "recording.npz"
-TOLERANCE = 1e-5  # of the largest output; both round at most 32 times for each
+WINDOWS = 100  # of a recogniser, at least
 
 
 def time_calls(call: Callable[[], object], seconds: float) -> tuple[int, float, float]:
@@ -79,6 +77,73 @@ def bench(as_json: bool) -> None:
         print(table([header, *rows]))
 
 
+def bench_recogniser(
+    model: str, config: str | None, audio: Sequence[str], as_json: bool, **listening: Any
+) -> None:
+    """Print how fast a recogniser is on files, as if they were spoken now."""
+    with compiling():
+        load_recogniser(model, config).stream(**listening)
+    start = perf_counter()
+    recogniser = load_recogniser(model, config)
+    stream = recogniser.stream(**listening)
+    load_seconds = perf_counter() - start
+    runs = [spoken(stream, path, listening["window_ms"]) for path in audio]
+    while sum(len(run.windows) for run in runs) < WINDOWS:
+        runs += [spoken(stream, path, listening["window_ms"]) for path in audio]
+    seconds, computing = sum(run.seconds for run in runs), sum(run.computing for run in runs)
+    windows = [1e3 * time for run in runs for time in run.windows] or [np.nan]
+    words = [1e3 * run.first_word for run in runs if run.first_word is not None] or [np.nan]
+    measured = {
+        "load_s": load_seconds,
+        "audio_s": seconds,
+        "real_time_factor": computing / seconds,
+        "window_median_ms": np.median(windows),
+        "window_percentile_99_ms": np.percentile(windows, 99),
+        "first_word_median_ms": np.median(words),
+        "final_text_median_ms": 1e3 * np.median([run.final_text for run in runs]),
+        "resident_mb": resident() / 1e6,
+    }
+    rounded = {name: float(f"{value:.4g}") for name, value in measured.items()}
+    if as_json:
+        print(json.dumps({"machine": facts(), "options": listening, "results": rounded}, indent=1))
+    else:
+        print(*(f"{name:<10}{value}" for name, value in facts().items()), sep="\n")
+        print(f"\nOne thread, windows of {listening['window_ms']:g} ms.\n")
+        print(table([("measure", "value"), *rounded.items()]))
+
+
+class Spoken(NamedTuple):
+    """Times of one file, in seconds."""
+
+    seconds: float
+    computing: float
+    windows: list[float]  # of computing, for each whole window
+    first_word: float | None  # from its encoder frame to its text
+    final_text: float  # from the last sample
+
+
+def spoken(stream: RecogniserStream, path: str, window_ms: float) -> Spoken:
+    """Take a file through a stream on a clock that goes as if it were spoken, without waiting."""
+    audio = open_wav(path)
+    samples, rate = audio.samples(), audio.sample_rate
+    step, n_window = max(rate // 50, 1), round(rate * window_ms / 1000)
+    windows, clock, computing, first_word = [0.0] * (len(samples) // n_window + 1), 0.0, 0.0, None
+    for at in range(0, len(samples), step):
+        piece = samples[at : at + step]
+        start = perf_counter()
+        result = stream.accept_waveform(rate, piece)
+        took = perf_counter() - start
+        windows[at // n_window] += took
+        computing += took
+        clock = max(clock, (at + len(piece)) / rate) + took
+        if first_word is None and result.tokens:
+            first_word = clock - result.timestamps[0]
+    start = perf_counter()
+    stream.input_finished()
+    took, seconds = perf_counter() - start, len(samples) / rate
+    return Spoken(seconds, computing + took, windows[:-1], first_word, clock + took - seconds)
+
+
 def facts() -> dict[str, str]:
     """Return what a report needs of versions and of the processor; Numba is not imported."""
     packages = {name: version(name) for name in ("numpy", "numba", "llvmlite")}
@@ -87,52 +152,7 @@ def facts() -> dict[str, str]:
     return {**own, "system": platform.platform(), "CPU": cpu}
 
 
-def demo() -> None:
-    """Convert, load, stream and measure; a CommandError if an output is wrong."""
-    package = Path(__file__).parent
-    places = (package / "shipped", package.parent / "weights")  # installed, and in a checkout
-    directory = next((place for place in places if (place / RECORDING).is_file()), None)
-    if directory is None:
-        raise CommandError(f"{RECORDING} must be in {package}; reinstall edgeconv")
-    with np.load(directory / RECORDING) as archive:
-        recording = dict(archive)
-    prefix, x, expected = str(recording["prefix"]), recording["inputs"], recording["outputs"]
-    lengths, frame_time = recording["chunk_lengths"], 1 / float(recording["frames_per_second"])
-    print(
-        "A streaming ESPnet encoder with its initial weights: it is NOT TRAINED and transcribes\n"
-        "nothing. Its architecture, its checkpoint and PyTorch's arithmetic are real.\n"
-    )
-    with tempfile.TemporaryDirectory() as temporary, compiling():
-        small = Path(temporary) / "small.npz"
-        for name, channels, kernel_size in convert(directory / CHECKPOINT, small, causal=True):
-            _say("found", f"{name:<36} {channels:5} channels, {kernel_size} taps")
-        _say("converted", f"{CHECKPOINT} to small.npz: {small.stat().st_size / 1e6:.2f} MB")
-        conv = load(small, prefix)
-        stream, (offline, _) = conv.stream(), conv(x[np.newaxis])
-    _say("streamed", f"{RECORDING}: {len(x)} frames that entered {prefix}")
-    _say("", f"in PyTorch, in {len(lengths)} chunks, {len(x) * frame_time:.1f} s of speech\n")
-
-    difference, largest = np.abs(offline[0] - expected).max(), np.abs(expected).max()
-    agrees = bool(difference <= TOLERANCE * largest)
-    _say("PyTorch", f"largest difference {difference:.2g} of outputs up to {largest:.2g}")
-    rng = np.random.default_rng(0)
-    cuts = [np.sort(rng.integers(len(x), size=rng.integers(len(x)))) for _ in range(20)]
-    cuts += [np.arange(1, len(x)), np.cumsum(lengths)[:-1]]
-    is_same = True
-    for cut in cuts:
-        y = np.concatenate([*map(stream.process, np.split(x, cut)), stream.flush()])
-        is_same &= y.tobytes() == offline.tobytes()
-    _say("same bits", "frame by frame, in PyTorch's chunks, in chunks cut at random 20")
-    _say("", f"times, and offline: {'yes' if is_same else 'NO'}\n")
-
-    frames, out = itertools.cycle(x), np.empty(conv.channels, np.float32)
-    calls, median, late = time_calls(lambda: stream.step(next(frames), out), 10 * SECONDS)
-    _say("time a frame", f"median {median * 1e6:.1f} µs, 99th percentile {late * 1e6:.1f} µs")
-    _say("", f"({calls:,} calls of `step`; {conv.channels} channels, {conv.kernel_size} taps)")
-    _say("real time", f"{frame_time / median:,.0f} times faster, at {1 / frame_time:.0f} frames/s")
-    if not (agrees and is_same):
-        raise CommandError("demo: outputs are not what they must be; run `edgeconv doctor`")
-
-
-def _say(what: str, text: str) -> None:
-    print(f"{what:<14}{text}")
+def resident() -> int:
+    """Return the bytes of memory that this process holds now."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

@@ -165,7 +165,8 @@ class Stream:
         else:  # zeros beside too few channels for a vector
             wide = np.empty((*y.shape[:-1], LANES), np.float32)
             n = int(kernel(widened(x, self._missing), wide, self._memory, lengths))
-            y[...] = wide[..., : self._conv.channels] if n > 0 else y
+            if n > 0:
+                y[...] = wide[..., : self._conv.channels]
         if n == ring.BUSY:
             raise RuntimeError(IN_USE)
         if n < 0 and (self._frames_in != self._frames_in[0]).any():
@@ -187,7 +188,7 @@ class Stream:
         chosen = self._rows(rows)
         if not chosen.size:
             return np.empty((0, 0, self._conv.channels), np.float32)
-        # The end happens to a copy: an interrupt leaves the signal either whole or over.
+        # The end happens to a copy: after an error the signal is as it was.
         ending = Stream(self._conv, len(chosen) if self._leading else None)
         ending._memory[:] = self._memory[chosen]
         zeros = np.zeros((*ending._leading, self.latency, self._conv.channels), np.float32)
@@ -216,7 +217,7 @@ class Stream:
             raise ValueError(f"`rows` must be one or more different rows, got {rows!r}")
         return chosen
 
-    def snapshot(self) -> dict[str, NDArray[Any]]:
+    def snapshot(self) -> dict[str, Any]:
         """
         Return the stream's state as arrays: ``np.savez(path, **state)`` keeps it for any machine.
 
@@ -312,7 +313,7 @@ def convolve(
         after = ((0, 0), (0, conv.latency))
         over = np.arange(n_frames + conv.latency) >= lengths[:, None]
         mask = over if mask is None else over | np.pad(mask, after)
-        x, lengths = np.pad(x, (*after, (0, 0))), lengths + conv.latency
+        lengths = lengths + conv.latency
     latest = np.empty((batch_size, channels, conv.kernel_size - 1), np.float32)
     for first in range(0, batch_size, ROWS):
         rows = slice(first, first + ROWS)
@@ -321,9 +322,11 @@ def convolve(
             ring.write(state, widened(cache[rows], missing, axis=1))
         work = len(state) * (y.shape[2] * conv.kernel_size + FRAME)  # of a frame of each row
         at_once = max(1, PIECE // work)
-        for start in range(0, x.shape[1], at_once):
-            frames = slice(start, start + at_once)
+        for start in range(0, n_frames + conv.latency, at_once):
+            frames = slice(start, min(start + at_once, n_frames + conv.latency))
             piece = x[rows, frames]
+            if zeros := frames.stop - start - piece.shape[1]:
+                piece = np.pad(piece, ((0, 0), (0, zeros), (0, 0)))
             if mask is not None:
                 piece = np.where(mask[rows, frames, None], x.dtype.type(0), piece)
             n = np.clip(lengths[rows] - start, 0, piece.shape[1])

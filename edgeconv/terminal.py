@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from edgeconv.checkpoint.error import printable
 
-COMPILING = "compiling for this processor, once: 10 seconds on a PC, a minute or more on a board"
+COMPILING = "compiling for this processor, once: 5 to 15 seconds on a PC, minutes on a board"
 FORBIDDEN = "this process may not make memory executable, as Numba must to compile; take "
 FORBIDDEN += "MemoryDenyWriteExecute=yes out of the systemd unit, or allow execmem in SELinux"
 

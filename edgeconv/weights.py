@@ -13,9 +13,10 @@ from edgeconv.checkpoint.error import naming, shown
 from edgeconv.configuration import read_configuration
 from edgeconv.converted import File, Header, configuration_of, decisive, read_header, write
 from edgeconv.convolution import DepthwiseConvolution
-from edgeconv.digest import digest, encoder_digest
+from edgeconv.digest import digest, encoder_digest, recogniser_digest
 from edgeconv.encoder import Encoder
 from edgeconv.layers.parameters import SCALE, tensor, with_8_bits
+from edgeconv.recogniser import Recogniser
 from edgeconv.state_dict import FLOATS, Convolution, find, unusable, weight_and_bias
 
 WHEN = "pass `causal=True` if it was trained with dynamic_chunk_training, else `causal=False`"
@@ -41,6 +42,7 @@ class Written(NamedTuple):
     convolutions: list[Convolution]
     left_out: dict[str, str]
     encoder: Encoder | None = None
+    recogniser: Recogniser | None = None
     is_part: bool = False
 
 
@@ -61,6 +63,7 @@ def load(path: File, prefix: str | None = None, causal: bool | None = None) -> D
     `prefix` says which one, unless there is only one. `causal` is what ESPnet's configuration says
     in ``main_conf.dynamic_chunk_training``; a converted checkpoint says it itself. A
     CheckpointError says if the file cannot be used, leaves one of these open, or contradicts.
+    Assumed: stride 1, dilation 1, C groups.
     """
     file = opened(path)
     if prefix is None and len(file.found) > 1:
@@ -121,6 +124,7 @@ def convert(
     weights of encoder and joint network take a quarter of the memory. Without it, with `prefixes`
     or with `only_convolutions`, convolutions are, as `save` writes them: those of `prefixes`, in
     this order, or all that `load_all` loads; `config` then only states `causal` for them.
+    Assumed of these: stride 1, dilation 1, C groups.
     """
     return copy(source, target, prefixes, causal, config, weights, only_convolutions)[0]
 
@@ -181,10 +185,18 @@ def _copy_model(
     found = find(arrays)
     make = DepthwiseConvolution.from_state_dict
     modules = {prefix: make(arrays, prefix, causal=encoder.causal) for prefix in found}
-    fields = {"holds": "encoder", "configuration": configuration, "modules": _described(modules)}
+    left_out, recogniser = {}, None
+    try:
+        recogniser = Recogniser(arrays, configuration)
+    except CheckpointError as error:  # an encoder alone, or with a decoder that is left out
+        left_out["recogniser"] = str(error)
+    holds = "encoder" if recogniser is None else "recogniser"
+    fields = {"holds": holds, "configuration": configuration, "modules": _described(modules)}
     digests = {"encoder": encoder_digest(encoder)}
+    if recogniser is not None:
+        digests["recogniser"] = recogniser_digest(recogniser)
     write(target, arrays, checkpoint, **fields, digests=digests)
-    return Written(list(found.values()), {}, encoder)
+    return Written(list(found.values()), left_out, encoder, recogniser)
 
 
 def verify(
@@ -219,8 +231,12 @@ def verify(
     if configuration is not None and prefix is None:
         with naming(file.checkpoint.path):
             encoder = Encoder(file.checkpoint, configuration)
-        recorded["encoder"] = file.header.digests["encoder"]
+        recorded |= file.header.digests
         encoder_digest(encoder, seed, recorded["encoder"], RECORDED)
+        if "recogniser" in recorded:
+            with naming(file.checkpoint.path):
+                recogniser = Recogniser(file.checkpoint, configuration)
+            recogniser_digest(recogniser, seed, recorded["recogniser"], RECORDED)
     return recorded
 
 
@@ -276,5 +292,7 @@ def _agreed(what: str, who: Mapping[str, bool | None]) -> bool:
     said = {name: bool(value) for name, value in who.items() if value is not None}
     if len(set(said.values())) != 1:
         texts = ", ".join(f"{value} by {name}" for name, value in said.items())
-        raise CheckpointError(f"{what} must be known to be causal or not", texts or "neither", WHEN)
+        remedy = "leave out the one that is wrong" if said else WHEN
+        expected = f"{what} must be known to be causal or not"
+        raise CheckpointError(expected, texts or "neither", remedy)
     return True in said.values()

@@ -67,15 +67,15 @@ class Tensor:
 
 
 NOT_FLOATS = [
-    (np.zeros((1, 9, C), np.int16), r"int16; it takes features.*astype\(np.float32\)"),
-    (np.zeros((1, 9, C), bool), "bool"),
-    (np.zeros((1, 9, C), complex), "complex128"),
-    (np.zeros((1, 9, C), object), "object"),
+    (np.zeros((1, 9, C), np.int16), r"int16; features and activations are floats"),
+    (np.zeros((1, 9, C), bool), r"bool; pass `\w+.astype\(np.float32\)`"),
+    (np.zeros((1, 9, C), complex), r"complex128; pass `abs\(\w+\)`"),
+    (np.zeros((1, 9, C), object), r"object; pass `\w+.astype"),
     (np.zeros((1, 9, C)).tolist(), r"list.*np.asarray"),
     (np.ma.zeros((1, 9, C)), r"MaskedArray.*filled"),
-    (np.zeros((9, C)).view(np.matrix), "matrix"),
+    (np.zeros((9, C)).view(np.matrix), r"matrix of float64; pass `np.asarray\(\w+"),
     (3.5, "3.5"),
-    (Tensor(), r"Tensor; pass `x.numpy\(\)`"),
+    (Tensor(), r"Tensor; pass `\w+.numpy\(\)`"),
 ]
 
 

@@ -63,6 +63,12 @@ def test_what_safetensors_writes_is_read_exactly(target, arrays):
     check(checkpoint, arrays)
 
 
+def test_metadata_of_safetensors_may_be_null(target):
+    header = b'{"__metadata__":null,"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    content = len(header).to_bytes(8, "little") + header + np.float32([1]).tobytes()
+    assert read(target, content)["w"].tolist() == [1]
+
+
 @pytest.mark.parametrize("version", [(1, 0), (2, 0)])
 def test_every_version_of_an_array_is_read(target, version):
     record = io.BytesIO()

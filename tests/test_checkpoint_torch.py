@@ -264,6 +264,8 @@ def test_complex_quantized_sparse_and_other_tensors_are_not_listed(target):
     }
     checkpoint = read(target, tree)
     assert list(checkpoint) == ["good"]
+    sizes = {name: (e.shape, e.n_bytes) for name, e in checkpoint.entries.items()}
+    assert (sizes["quantized"], sizes["sparse"]) == (((3,), 3), ((), 8))
     for name, dtype in {
         "complex": "complex64; convert it in PyTorch",
         "quantized": "qint8; save its `dequantize",

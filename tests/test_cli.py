@@ -1,6 +1,8 @@
 """The command line: what it prints, its errors of one line, its exit statuses."""
 
+import dataclasses
 import io
+import itertools
 import json
 import os
 import pty
@@ -15,12 +17,14 @@ import pytest
 from processes import PATHS, ROOT
 
 import edgeconv
-from edgeconv import DepthwiseConvolution, cli, load, load_all, machine, save
-from edgeconv.stream import Stream
+from edgeconv import DepthwiseConvolution, cli, demonstration, load, load_all, machine, save
+from edgeconv.recogniser import RecogniserStream
+from edgeconv.recogniser.audio import open_wav
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS}
 COMMAND = [sys.executable, "-m", "edgeconv"]
 SHIPPED = ROOT / "weights" / "espnet-streaming-encoder.pth"
+RECOGNISER = ROOT / "weights" / "cards-and-commands.npz"
 FIRST = "encoders.blocks.0.depthwise_conv_mod"
 CAUSAL = DepthwiseConvolution(4, 5, causal=True, rng=0)
 CENTRED = DepthwiseConvolution(4, 5, causal=False, rng=0)
@@ -28,11 +32,12 @@ COMMANDS = {
     "inspect": ["inspect", "small.npz"],
     "convert": ["convert", "small.npz", "new.npz"],
     "verify": ["verify", "small.npz", "--seed", "1"],
+    "transcribe": ["transcribe", str(RECOGNISER), str(RECOGNISER.parent / "speech.wav")],
     "demo": ["demo"],
     "bench": ["bench"],
     "doctor": ["doctor"],
 }
-COMPUTING = ["convert", "verify", "demo", "doctor"]
+COMPUTING = ["convert", "verify", "transcribe", "demo", "doctor"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,6 +58,7 @@ def here(tmp_path, monkeypatch):
 def quick(monkeypatch):
     """Let nothing be timed for long."""
     monkeypatch.setattr(machine, "SECONDS", 0)
+    monkeypatch.setattr(machine, "WINDOWS", 1)
     monkeypatch.setattr(machine, "SIZES", ((8, 5), (6, 3)))
 
 
@@ -261,38 +267,51 @@ def test_verify(here, capsys):
 
 def test_demo(quick, capsys):
     output = output_of(capsys, "demo")
-    assert all(len(line) <= 90 for line in output.splitlines())
-    assert "it is NOT TRAINED" in output
-    assert f"\nfound         {FIRST}   128 channels, 31 taps\n" in output
-    assert "\nPyTorch       largest difference " in output
-    assert "times, and offline: yes\n" in output
+    assert all(len(line) <= 100 for line in output.splitlines())
+    assert "on synthetic speech only" in output
+    model = edgeconv.load_recogniser(RECOGNISER)
+    for path in (ROOT / "weights" / "recordings").glob("*.wav"):
+        text = model.transcribe(16000, open_wav(path).samples()).text
+        assert f"\n{path.name:<17}{text}\n" in output
+    assert "the same texts, times and scores: yes\n" in output
 
 
 @pytest.mark.parametrize("place", ["edgeconv/shipped", "weights"])
-def test_demo_finds_its_files_and_notices_a_difference(place, quick, tmp_path, monkeypatch, capsys):
+def test_demo_finds_its_files_and_notices_different_bits(place, tmp_path, monkeypatch, capsys):
     """They are in the package where it is installed, and beside it in a checkout."""
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "edgeconv" / "machine.py"))
+    monkeypatch.setattr(demonstration, "__file__", str(tmp_path / "edgeconv" / "machine.py"))
     assert "reinstall edgeconv" in error_of(capsys, "demo")
-    (tmp_path / place).mkdir(parents=True)
-    shutil.copy(SHIPPED, tmp_path / place)
-    with np.load(SHIPPED.with_name("recording.npz")) as archive:
-        recording = dict(archive)
-    recording["outputs"][50, 7] += 1e-4
-    np.savez(tmp_path / place / "recording.npz", **recording)
-    assert "outputs are not what they must be; run `edgeconv doctor`" in error_of(capsys, "demo")
-
-
-def test_demo_notices_different_bits(quick, monkeypatch, capsys):
-    def copy(_, target, **__):
-        shutil.copy(SHIPPED.with_suffix(".npz"), target)
-        return []
-
-    process = Stream.process
-    monkeypatch.setattr(machine, "convert", copy)  # which would notice them
-    one = np.float32(1)
-    monkeypatch.setattr(Stream, "process", lambda *x, **y: np.nextafter(process(*x, **y), one))
+    target = tmp_path / place
+    (target / "recordings").mkdir(parents=True)
+    for name in ("cards-and-commands.npz", "cards-and-commands.json", "recordings/cards-001.wav"):
+        shutil.copy(RECOGNISER.parent / name, target / name)
+    (target / "recordings" / "transcripts.json").write_text('{"cards-001.wav": "ten of clubs"}')
+    output_of(capsys, "demo")
+    finished, scores = RecogniserStream.input_finished, itertools.count()
+    monkeypatch.setattr(
+        RecogniserStream,
+        "input_finished",
+        lambda stream: dataclasses.replace(finished(stream), score=next(scores)),
+    )
     assert cli.main(["demo"]) == 1
-    assert "times, and offline: NO\n" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "the same texts, times and scores: NO\n" in captured.out
+    assert "bits are not what they must be; run `edgeconv doctor`" in captured.err
+
+
+def test_bench_of_a_recogniser(quick, capsys):
+    recording = str(RECOGNISER.parent / "recordings" / "numbers.wav")
+    options = ["bench", str(RECOGNISER), "--window-ms", "320", recording]  # as one may write it
+    output = output_of(capsys, *options)
+    assert "windows of 320 ms" in output
+    report = json.loads(output_of(capsys, *options, "--json"))
+    assert {"edgeconv", "numba", "CPU"} <= report["machine"].keys()
+    assert report["options"] == {"window_ms": 320, "left_context": 32, "beam_size": 1}
+    results = report["results"]
+    assert all(name in output and value > 0 for name, value in results.items())
+    assert results["audio_s"] == pytest.approx(4.02, abs=0.01)
+    assert results["window_median_ms"] <= results["window_percentile_99_ms"]
+    assert results["first_word_median_ms"] > 32  # a model says it when its frame has passed
 
 
 def test_bench(quick, capsys):

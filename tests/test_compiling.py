@@ -65,6 +65,32 @@ assert len(set(versions)) == 1 + len(sources)
     assert passes("-c", KERNEL, **environment) == "[[13. 20.]]\n"  # y * x + 10
 
 
+def test_every_start_sees_the_same_version(package):
+    """Whatever else the process holds, and wherever the code comes from."""
+    names = "import edgeconv.kernels as k; print(k._version())"
+    starts = [
+        passes(*options, "-c", before + names, path=package, PYTHONDONTWRITEBYTECODE="")
+        for before in ("import edgeconv.encoder;", "")
+        for options in (["-B"], [], [])  # from the sources, the same and kept, and what was kept
+    ]
+    assert len(set(starts)) == 1
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1.2])
+def test_ctrl_c_ends_a_process_that_compiles(tmp_path, seconds):
+    program = f"""
+import signal, edgeconv, edgeconv.stream
+conv = edgeconv.DepthwiseConvolution(20, 5, causal=True)
+signal.signal(signal.SIGVTALRM, signal.default_int_handler)
+signal.setitimer(signal.ITIMER_VIRTUAL, {seconds})  # of computing, which compiling takes longer for
+conv.stream()
+print("compiled")
+"""
+    process = run("-c", program, NUMBA_CACHE_DIR=str(tmp_path))
+    assert (process.returncode != 0, process.stdout) == (True, "")
+    assert "KeyboardInterrupt" in process.stderr
+
+
 def test_a_cache_that_cannot_be_written_is_one_warning(package, tmp_path, expected):
     """As in a zip, with no home: Numba has no directory to choose from."""
     with zipfile.ZipFile(tmp_path / "edgeconv.zip", "w") as archive:
@@ -123,8 +149,8 @@ assert "numba" not in sys.modules
 def test_imports_go_one_way():
     """Down this list; what only names types, or runs later, is no import."""
     order = (
-        "cli machine terminal recogniser weights digest encoder converted configuration blocks "
-        "layers convolution stream state_dict arguments kernels checkpoint"
+        "cli demonstration machine transcribe terminal weights digest recogniser encoder converted "
+        "configuration blocks layers convolution stream state_dict arguments kernels checkpoint"
     )
     ranks = {name: i for i, name in enumerate(order.split(" "))}
     program = "import sys, edgeconv, edgeconv.cli, edgeconv.stream; print(*sys.modules)"

@@ -59,7 +59,7 @@ import numpy as np
 from edgeconv import DepthwiseConvolution
 
 conv = DepthwiseConvolution(256, 31, causal=True, rng=0)
-x = np.random.default_rng(0).standard_normal((1, 20_000, 512), np.float32)
+x = np.random.default_rng(0).standard_normal((1, 30_000, 512), np.float32)
 y, _ = conv(x)
 results = []
 
@@ -196,7 +196,7 @@ write = numba.njit(lambda mode: return_to_mode(mode))
 usual = read()
 write(usual)
 conv = DepthwiseConvolution(256, 31, causal=True, rng=0)
-x = np.random.default_rng(0).standard_normal((1, 20_000, 512), np.float32) * np.float32(1e-39)
+x = np.random.default_rng(0).standard_normal((1, 30_000, 512), np.float32) * np.float32(1e-39)
 conv = DepthwiseConvolution.from_state_dict({"weight": conv.weight}, causal=True)
 y, _ = conv(x)
 assert (y != 0).any()

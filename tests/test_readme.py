@@ -34,7 +34,7 @@ def test_its_python_runs_from_top_to_bottom(page, beside_the_weights):
 def test_its_commands_run_from_top_to_bottom(beside_the_weights):
     lines = [line for block in blocks("sh") for line in block.splitlines()]
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("edgeconv ")]
-    assert [command[1] for command in commands] == ["inspect", "convert", "verify"]
+    assert [command[1] for command in commands] == ["inspect", "convert", "verify", "transcribe"]
     for _, *arguments in commands:
         assert main(arguments) == 0
 

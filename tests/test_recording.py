@@ -8,6 +8,9 @@ import pytest
 import reference
 
 import edgeconv
+from edgeconv.configuration import read_configuration
+from edgeconv.encoder import Encoder
+from edgeconv.layers.parameters import with_8_bits
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 CHECKPOINT = WEIGHTS / "espnet-streaming-encoder.pth"
@@ -93,3 +96,33 @@ def test_converted_file_is_what_the_converter_makes(tmp_path):
 def test_this_machine_computes_what_the_one_that_converted_it_did():
     prefixes = [prefix for prefix, _, _ in CONVOLUTIONS]
     assert list(edgeconv.verify(CONVERTED)) == [*prefixes, "encoder"]
+
+
+def log_mel(path, state):
+    """Return normalised features of a recording, as ESPnet's frontend makes them."""
+    with wave.open(str(path)) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 2**15
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(samples, 256, "reflect"), 512)[::128]
+    power = np.abs(np.fft.rfft(frames * np.hanning(513)[:-1])) ** 2
+    mel = np.log(np.maximum(power @ state["frontend.logmel.melmat"], 1e-10))
+    return ((mel - state["normalize.mean"]) / state["normalize.std"]).astype(np.float32)
+
+
+def test_eight_bits_keep_35_decibels():
+    """On real recordings through the trained model, offline and streamed."""
+    trained = WEIGHTS / "cards-and-commands.pth"
+    state = dict(edgeconv.read_checkpoint(trained))
+    exact = edgeconv.load_encoder(trained, trained.with_suffix(".yaml"))
+    configuration = read_configuration(trained.with_suffix(".yaml"))
+    rough = Encoder(with_8_bits(state), configuration)
+    for name in ("cards-001.wav", "goforward.wav"):
+        x = log_mel(WEIGHTS / "recordings" / name, state)
+        for run in (lambda encoder, x: encoder(x[None])[0], streamed):
+            signal = run(exact, x)
+            noise = run(rough, x) - signal
+            assert 35 < 20 * np.log10(np.linalg.norm(signal) / np.linalg.norm(noise)) < 60
+
+
+def streamed(encoder, x):
+    stream = encoder.stream()
+    return np.concatenate([stream.process(x), stream.flush()])

@@ -52,6 +52,10 @@ def overview(
         yield title, f"{sum(math.prod(names[name]) for name in counted):,} {what}"
         title = ""
     yield "streams", _streams(configuration)
+    if configuration is not None and configuration.get("token_list"):
+        tokens, kind = configuration["token_list"], configuration.get("token_type", "bpe")
+        rate = (configuration.get("frontend_conf") or {}).get("fs", 16000)
+        yield "recognises", f"{len(tokens)} tokens of type {kind}, speech of {rate} Hz"
     missing = [f"{outer}encoders.blocks.{n}.{name}" for n, name in _gaps(kinds, blocks)]
     needed = "embed.conv.0.", "embed.output.", "encoders.norm_blocks."
     missing += [f"{outer}{n}*" for n in needed if not any(name.startswith(n) for name in own)]

@@ -70,9 +70,12 @@ class Reader:
                 return entry
             case "from_type", (Global(inner), _, tuple(inside), _) if "_from_type" not in inner:
                 return self.built(inner, inside) or Entry(printable(inner))
-            case "qtensor", (Storage(dtype=dtype), *_):
-                return Entry(dtype)
-        return Entry(printable(kind))
+            case "qtensor", (Storage() as storage, _, tuple(size), *_):
+                count(size, "a tensor")
+                return Entry(storage.dtype, size, storage.n_bytes)
+        inside = [x for y in arguments for x in (y if isinstance(y, tuple) else (y,))]
+        n_bytes = sum(x.n_bytes for x in inside if isinstance(x, (Storage, Entry)))
+        return Entry(printable(kind), (), n_bytes)
 
     def view(
         self, dtype: str, flags: list[Any], storage: Storage, offset: Any, size: Any, steps: Any

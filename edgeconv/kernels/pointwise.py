@@ -145,6 +145,22 @@ def softmax_rows(x):
     return_to_mode(mode)
 
 
+def log_softmax_rows(x, y):
+    """Write y (T, N), the logarithms of the softmax of each row of x."""
+    mode = enter_usual_mode()
+    for row in range(len(x)):
+        most = x[row, 0]
+        for i in range(x.shape[1]):
+            most = x[row, i] if x[row, i] > most else most
+        for i in range(x.shape[1]):
+            y[row, i] = exp(float64(x[row, i] - most))
+        whole = total(int64(y.ctypes.data) + row * y.strides[0], x.shape[1], float32(0))
+        rest = log(float64(whole))
+        for i in range(x.shape[1]):
+            y[row, i] = float64(x[row, i] - most) - rest
+    return_to_mode(mode)
+
+
 def activate(x, kind, low, high):
     """Replace x (T, D) by a function of it; `low` and `high` are its parameters, if it has any."""
     mode = enter_usual_mode()
@@ -253,6 +269,7 @@ def normalise(x, y, affine, kind, eps, partial):
 _ROWS, _READ = types.Array(float32, 2, "C"), types.Array(float32, 2, "C", readonly=True)
 _SIGNATURES = {
     softmax_rows: void(_ROWS),
+    log_softmax_rows: void(_READ, _ROWS),
     activate: void(_ROWS, int64, float32, float32),
     gate: void(_READ, _ROWS),
     add: void(_READ, _ROWS, float32),

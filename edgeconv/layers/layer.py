@@ -224,7 +224,7 @@ class Stream:
         self._missing = self._first
         self._frames_in = self._frames_out = 0
 
-    def snapshot(self) -> dict[str, NDArray[Any]]:
+    def snapshot(self) -> dict[str, Any]:
         """
         Return the stream's state, which no later call changes.
 

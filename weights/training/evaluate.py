@@ -153,7 +153,11 @@ def main() -> None:
             text = stored[name][str(window)] = heard_by_espnet(model, samples, window)
             others = {weights: heard[weights, window, name] for weights in files}
             differing = {weights: other for weights, other in others.items() if other != text}
-            print(f"  {name}, {window} ms: {text!r} ({said!r} was said)", *differing.items(), flush=True)
+            print(
+                f"  {name}, {window} ms: {text!r} ({said!r} was said)",
+                *differing.items(),
+                flush=True,
+            )
     target = given.model.with_suffix(".json")
     target.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 

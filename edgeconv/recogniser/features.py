@@ -1,0 +1,243 @@
+"""From samples to normalised log-mel features, whole or as they come."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeconv.arguments import float32, integers
+from edgeconv.checkpoint import CheckpointError
+from edgeconv.checkpoint.error import shown
+from edgeconv.layers.layer import Array
+from edgeconv.layers.parameters import Weights, tensor
+
+MELS = "frontend.logmel.melmat"
+BLOCK = 256  # frames whose spectra are in memory at once
+# Windows of PyTorch as sums of cosines: w[n] = sum over i of a[i] * cos(2 pi i n / N).
+WINDOWS = {
+    None: (1.0,),
+    "hann": (0.5, -0.5),
+    "hamming": (0.54, -0.46),
+    "blackman": (0.42, -0.5, 0.08),
+}
+# What ESPnet's frontend can do as well, and no recipe asks for.
+FIXED = {"center": True, "normalized": False, "onesided": True, "apply_stft": True}
+
+
+class Features:
+    """
+    ESPnet's ``DefaultFrontend`` and normalisation, with the mel filters of the checkpoint.
+
+    Frame t is of the `n_fft` samples around sample ``t * hop_length``; beyond both ends the signal
+    is reflected. The Fourier transform is a dense layer, of the window times sines and cosines.
+
+    Parameters
+    ----------
+    state : mapping of str to array
+        With ``frontend.logmel.melmat`` (n_fft // 2 + 1, n_mels), and ``normalize.mean`` and
+        ``normalize.std`` (n_mels,) if the configuration's ``normalize`` is ``global_mvn``.
+    configuration : mapping
+        ESPnet's ``config.yaml`` as plain Python.
+
+    Attributes
+    ----------
+    sample_rate, n_fft, hop_length, n_mels : int
+    by_utterance : bool
+        Whether each utterance is normalised by its own mean, so that none can be streamed.
+
+    Raises
+    ------
+    CheckpointError
+        If they do not describe features, or ask for what is left out.
+    """
+
+    def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
+        from edgeconv.kernels import pointwise
+
+        if configuration.get("input_size") is not None or MELS not in state:
+            found = shown(configuration.get("input_size"))
+            expected = f"a recogniser must have a frontend with {MELS}, and no input_size"
+            raise CheckpointError(expected, found, "use its encoder: `load_encoder`")
+        _check("frontend", configuration.get("frontend", "default"), ["default"])
+        conf = configuration.get("frontend_conf") or {}
+        for name, value in FIXED.items():
+            _check(name, conf.get(name, value), [value])
+        _check("window", conf.get("window", "hann"), WINDOWS)
+        self.sample_rate = _rate(conf.get("fs", 16000))
+        self.n_fft = int(conf.get("n_fft", 512))
+        self.hop_length = int(conf.get("hop_length", 128))
+        size = int(conf.get("win_length") or self.n_fft)
+        if not 0 < size <= self.n_fft or self.hop_length < 1:
+            expected = "frontend_conf must have 0 < win_length <= n_fft, and 0 < hop_length"
+            raise CheckpointError(expected, f"{size}, {self.n_fft}, {self.hop_length}")
+        mels = tensor(state, MELS, (self.n_fft // 2 + 1, "n_mels"))
+        self.n_mels = mels.shape[1]
+        self._first = (self.n_fft - size) // 2  # sample of a frame where its window begins
+        window = _window(WINDOWS[conf.get("window", "hann")], size)
+        rows = (_waves(self.n_fft, self._first, size) * window).astype(np.float32)
+        self._transform = Weights({"w.weight": rows}, "w", shape=rows.shape)
+        self._mels = Weights({"w.weight": np.ascontiguousarray(mels.T)}, "w", shape=("N", "K"))
+        self._activate, self._log = pointwise.kernel(pointwise.activate), pointwise.LOG
+        kind, options = configuration.get("normalize"), configuration.get("normalize_conf") or {}
+        _check("normalize", kind, [None, "global_mvn", "utterance_mvn"])
+        self.by_utterance = kind == "utterance_mvn"
+        self._norm_means = bool(options.get("norm_means", True))
+        self._norm_vars = bool(options.get("norm_vars", not self.by_utterance))
+        self._mean, self._std = np.zeros(self.n_mels, np.float32), np.ones(self.n_mels, np.float32)
+        if kind == "global_mvn" and self._norm_means:
+            self._mean = tensor(state, "normalize.mean", (self.n_mels,))
+        if kind == "global_mvn" and self._norm_vars:
+            self._std = tensor(state, "normalize.std", (self.n_mels,))
+
+    def whole(self, samples: Array) -> Array:
+        """Return the features (T, n_mels) of a whole signal (n,)."""
+        stream = FeatureStream(self)
+        features = np.concatenate([stream.process(samples), stream.flush()])
+        return self._normalised_by_itself(features) if self.by_utterance else features
+
+    def of_frames(self, samples: Array, n: int) -> Array:
+        """Return the features of the first n frames in samples, which hold all of them."""
+        features = np.empty((n, self.n_mels), np.float32)
+        (step,), size = samples.strides, self._transform.n_inputs
+        strides = self.hop_length * step, step
+        for start in range(0, n, BLOCK):
+            out = features[start : start + BLOCK]
+            first = samples[start * self.hop_length + self._first :]
+            frames = np.lib.stride_tricks.as_strided(first, (len(out), size), strides)
+            waves = self._transform.rows(frames)
+            waves *= waves
+            n_cosines = self._mels.n_inputs
+            power, sines = waves[:, :n_cosines], waves[:, n_cosines:]
+            power[:, 1 : 1 + sines.shape[1]] += sines
+            self._mels.rows(power, out)
+        np.maximum(features, np.float32(1e-10), out=features)
+        self._activate(features, self._log, np.float32(0), np.float32(0))
+        features -= self._mean
+        features /= self._std
+        return features
+
+    def _normalised_by_itself(self, features: Array) -> Array:
+        """Return features less their mean, and by their deviation if the configuration says so."""
+        total = np.zeros(self.n_mels)
+        for row in features:  # in this order, which NumPy's sum does not promise
+            total += row
+        centred = features - total / max(1, len(features))
+        squares = np.zeros(self.n_mels)
+        for row in centred if self._norm_vars else ():
+            squares += row * row
+        y = centred if self._norm_means else features.astype(np.float64)
+        if self._norm_vars:
+            y /= np.maximum(np.sqrt(squares / max(1, len(features))), 1e-20)
+        return y.astype(np.float32)
+
+
+class FeatureStream:
+    """
+    The features of one signal, each as soon as all of its samples are there.
+
+    A signal that is too short to be reflected, up to ``n_fft // 2`` samples, ends with silence.
+    """
+
+    def __init__(self, features: Features) -> None:
+        self._features = features
+        self._samples, self._next = np.empty(0, np.float32), -1  # -1: nothing is reflected yet
+
+    def process(self, samples: Array) -> Array:
+        """Take samples (n,); return the features that are now final."""
+        samples = np.concatenate([self._samples, samples])
+        half = self._features.n_fft // 2
+        if self._next < 0:
+            if len(samples) <= half:
+                self._samples = samples
+                return np.empty((0, self._features.n_mels), np.float32)
+            samples, self._next = np.concatenate([samples[half:0:-1], samples]), 0
+        return self._advance(samples, len(samples) - half - 1)
+
+    def flush(self) -> Array:
+        """End the signal: return its last features, then start anew."""
+        half = self._features.n_fft // 2
+        first = np.empty((0, self._features.n_mels), np.float32)
+        if self._next < 0 and len(self._samples):
+            first = self.process(np.zeros(half + 1 - len(self._samples), np.float32))
+        if self._next >= 0:
+            reflected = self._samples[-2 : -half - 2 : -1]
+            last = self._advance(np.concatenate([self._samples, reflected]), 0)
+            first = np.concatenate([first, last])
+        self.reset()
+        return first
+
+    def _advance(self, samples: Array, latest: int) -> Array:
+        """Return the features of what is complete; keep what is not, and samples from `latest`."""
+        hop, n_fft = self._features.hop_length, self._features.n_fft
+        n = max(0, (len(samples) - self._next - n_fft) // hop + 1)
+        y = self._features.of_frames(samples[self._next :], n)
+        self._next += n * hop
+        first = min(self._next, latest)
+        self._samples, self._next = samples[first:].copy(), self._next - first
+        return y
+
+    def reset(self) -> None:
+        """Start a new signal."""
+        self._samples, self._next = np.empty(0, np.float32), -1
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """Return the state: samples that later frames need, and where the next one begins."""
+        return {"samples": self._samples.copy(), "next": np.array(self._next)}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go to a state."""
+        samples = float32("state['samples']", state["samples"], ("n",), "features")
+        start = integers("state['next']", state["next"], -1, 2**31)
+        self._samples, self._next = samples.copy(), int(start)
+
+
+def _check(name: str, value: object, choices: Any) -> None:
+    if value not in choices:
+        expected = f"{name} must be {' or '.join(map(shown, choices))}"
+        raise CheckpointError(f"{expected}: others are left out", shown(value))
+
+
+def _rate(value: object) -> int:
+    """Return a sample rate, which ESPnet also writes as 16k."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(k?)", str(value).strip().lower())
+    rate = float(match[1]) * (1000 if match[2] else 1) if match else 0.0
+    if not 1 <= rate == int(rate):
+        raise CheckpointError("fs must be a whole number of samples a second", shown(value))
+    return int(rate)
+
+
+def _waves(n_fft: int, first: int, size: int) -> NDArray[np.float64]:
+    """Return rows of cosines and of sines over the samples of a window."""
+    samples = np.arange(first, first + size)
+    cosines = np.arange(n_fft // 2 + 1)[:, None] * samples
+    sines = np.arange(1, (n_fft + 1) // 2)[:, None] * samples  # the others are zero
+    return np.concatenate([cosine(cosines, n_fft), cosine(4 * sines - n_fft, 4 * n_fft)])
+
+
+def _window(factors: tuple[float, ...], size: int) -> NDArray[np.float64]:
+    window = np.zeros(size)
+    for i, factor in enumerate(factors):
+        window += factor * cosine(i * np.arange(size), size)
+    return window
+
+
+def cosine(part: NDArray[np.int64], whole: int) -> NDArray[np.float64]:
+    """
+    Return the cosine of ``2 * pi * part / whole``, within 1e-15 and with the same bits everywhere.
+
+    The angle is reduced, in integers, to an eighth of the circle on both sides of 0. There Taylor's
+    polynomials of cosine and sine take IEEE products and sums, one by one.
+    """
+    quarter = (8 * part + whole) // (2 * whole)
+    angle = (4 * part - quarter * whole) * (np.pi / 2) / whole
+    square = angle * angle
+    cos, sin = np.zeros_like(angle), np.zeros_like(angle)
+    for n in range(16, -1, -2):  # 1 - x^2/2 (1 - x^2/12 (...)), and x (1 - x^2/6 (...))
+        cos = 1 - square / ((n + 1) * (n + 2)) * cos
+        sin = 1 - square / ((n + 2) * (n + 3)) * sin
+    sin = angle * sin
+    return np.choose(quarter % 4, [cos, -sin, -cos, sin])

@@ -1,0 +1,302 @@
+"""Listening: samples in, what was said so far out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeconv.arguments import as_float32, described, integers, is_array, is_integer
+from edgeconv.encoder import EncoderStream
+from edgeconv.layers.layer import Array
+from edgeconv.recogniser.endpoint import EndpointRules
+from edgeconv.recogniser.features import Features, FeatureStream
+from edgeconv.recogniser.search import Search
+from edgeconv.recogniser.tokens import Tokens
+
+LOUDEST = 16.0  # floats beyond this are no samples in [-1, 1], but integers that became floats
+
+
+@dataclass(frozen=True)
+class Result:
+    """
+    What was said.
+
+    Attributes
+    ----------
+    text : str
+    tokens : tuple of str
+    timestamps : tuple of float
+        Seconds from the start of the signal, one for each token: when its encoder frame begins.
+    is_final : bool
+        Whether an utterance ended: no later result repeats it, or takes it back.
+    score : float
+        Logarithm of the tokens' probability.
+    """
+
+    text: str
+    tokens: tuple[str, ...]
+    timestamps: tuple[float, ...]
+    is_final: bool
+    score: float
+
+
+class Transcript:
+    """How a search's tokens and encoder frames become results."""
+
+    def __init__(self, tokens: Tokens, step: int, sample_rate: int, first: int) -> None:
+        self._tokens, self._step, self._rate, self._first = tokens, step, sample_rate, first
+
+    def seconds(self, n_frames: int) -> float:
+        """Return how long encoder frames are."""
+        return n_frames * self._step / self._rate
+
+    def result(self, search: Search, is_final: bool) -> Result:
+        """Return what a search has found."""
+        best = search.best()
+        tokens = tuple(self._tokens.names[token] for token in best.tokens)
+        timestamps = tuple(self.seconds(frame + self._first) for frame in best.frames)
+        return Result(self._tokens.text(tokens), tokens, timestamps, is_final, best.score)
+
+
+def joined(results: Sequence[Result]) -> Result:
+    """Return utterances as one: the texts that are not empty, with spaces between them."""
+    if len(results) == 1:
+        return results[0]
+    return Result(
+        " ".join(result.text for result in results if result.text),
+        tuple(token for result in results for token in result.tokens),
+        tuple(time for result in results for time in result.timestamps),
+        all(result.is_final for result in results),
+        sum(result.score for result in results),
+    )
+
+
+class Parts(NamedTuple):
+    """What a stream listens with."""
+
+    features: Features
+    encoder: EncoderStream
+    search: Search
+    transcript: Transcript
+    window: int  # samples
+
+
+class RecogniserStream:
+    """
+    One signal through a recogniser; `Recogniser.stream` opens it.
+
+    Notes
+    -----
+    Text, tokens, timestamps and scores are the same for every way of cutting the signal into calls.
+    The grid of windows belongs to the signal; a window is heard when all of its samples are there.
+    Endpoints are looked for after each window: an utterance ends, and the signal goes on. A stream
+    belongs to one thread at a time.
+    """
+
+    def __init__(self, parts: Parts, rules: EndpointRules | None, padding: int) -> None:
+        self._features, self._encoder = FeatureStream(parts.features), parts.encoder
+        self._search, self._transcript, self._window = parts.search, parts.transcript, parts.window
+        self._rate, self._rules, self._padding = parts.features.sample_rate, rules, padding
+        around = parts.features.n_fft // 2 + 10 * parts.features.hop_length
+        self._latency = (self._window + around) / self._rate
+        self._samples = self._given_rate = 0
+        self._resampler: Any = None
+        self._latest = self._transcript.result(self._search, is_final=False)
+
+    @property
+    def latency(self) -> float:
+        """Seconds from a sound to the result that has heard it, at most; computing not counted."""
+        return self._latency
+
+    @property
+    def frames(self) -> int:
+        """Encoder frames heard since the start of the signal."""
+        return self._search.frame
+
+    def accept_waveform(self, sample_rate: int, samples: NDArray[Any]) -> Result:
+        """
+        Take any number of samples; return what was said so far.
+
+        Parameters
+        ----------
+        sample_rate : int
+            Samples a second, the same until the signal ends; if it is not the model's, they are
+            resampled, which needs ``soxr``.
+        samples : ndarray, (n,), of floats in [-1, 1] or int16
+
+        Returns
+        -------
+        Result
+            Of the utterance so far. If an utterance ended, by `endpoint`, it is final and has all
+            that ended in this call; what came after it is in the next result.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as described. The stream is then as before the call.
+        """
+        x: Array = checked_samples(samples)
+        rate = checked_rate(sample_rate)
+        if self._given_rate not in (0, rate):
+            raise ValueError(
+                f"`sample_rate` must be {self._given_rate} until `input_finished`, got {rate}"
+            )
+        if rate != self._rate and self._resampler is None:
+            self._resampler = resampler(rate, self._rate)
+        self._given_rate = rate
+        if self._resampler is not None:
+            x = self._resampler.process(x)
+        ended = self._listen(x)
+        return joined(ended) if ended else self._latest
+
+    def input_finished(self) -> Result:
+        """
+        End the signal: hear what is left and some silence; then start anew.
+
+        A model says a word after it has heard the word's end. The silence, `tail_padding_ms`,
+        gives it time for this where the recording ends with the word.
+
+        Returns
+        -------
+        Result
+            Final: the last utterance, with those that ended in this call.
+        """
+        ended = [] if self._resampler is None else self._listen(self._resampler.flush())
+        if self._samples:
+            ended += self._listen(np.zeros(self._padding, np.float32))
+            self._hear(self._encoder.process(self._features.flush()))
+            self._hear(self._encoder.flush())
+        ended.append(self._transcript.result(self._search, is_final=True))
+        self.reset()
+        return joined(ended)
+
+    def _listen(self, samples: Array) -> list[Result]:
+        """Hear samples; return the utterances that ended."""
+        ended = []
+        self._samples += len(samples)
+        # A window of samples, at most, completes one window of the grid, at most.
+        for start in range(0, len(samples), self._window):
+            features = self._features.process(samples[start : start + self._window])
+            if self._hear(self._encoder.process(features)) and self._is_endpoint():
+                ended.append(self._transcript.result(self._search, is_final=True))
+                self._search.begin()
+                self._latest = self._transcript.result(self._search, is_final=False)
+        return ended
+
+    def _hear(self, encoded: Array) -> bool:
+        """Search on, if there are encoder frames; tell whether there were."""
+        if len(encoded):
+            self._search.advance(encoded)
+            self._latest = self._transcript.result(self._search, is_final=False)
+        return bool(len(encoded))
+
+    def _is_endpoint(self) -> bool:
+        search, seconds, start = self._search, self._transcript.seconds, self._search.first_frame
+        if self._rules is None:
+            return False
+        frames = search.best().frames
+        last = seconds(frames[-1] + 1 - start) if frames else None
+        return self._rules.is_met(seconds(search.frame - start), last)
+
+    def reset(self) -> None:
+        """Start a new signal: as if the stream had just been opened."""
+        for part in (self._features, self._encoder, self._search):
+            part.reset()
+        self._samples, self._given_rate, self._resampler = 0, 0, None
+        self._latest = self._transcript.result(self._search, is_final=False)
+
+    def snapshot(self) -> dict[str, Any]:
+        """
+        Return the stream's state by name, for ``np.savez``; no later call changes it.
+
+        Raises
+        ------
+        ValueError
+            If samples are resampled: the resampler's state cannot be had.
+        """
+        if self._resampler is not None:
+            raise ValueError(
+                f"`sample_rate` must be the model's for a snapshot, {self._rate}, got "
+                f"{self._given_rate}; resample before `accept_waveform`"
+            )
+        state = {"counts": np.array([self._samples, self._given_rate])}
+        for name, part in self._parts.items():
+            state |= {f"{name}.{key}": array for key, array in part.snapshot().items()}
+        return state
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """
+        Go back, or on, to a state from `snapshot` of a stream of the same recogniser and options.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is anything else. The stream is then as before the call.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"`state` must be a mapping of arrays, got {described(state)}")
+        given = {"counts": np.array([self._samples, self._given_rate])}
+        before = {name: part.snapshot() for name, part in self._parts.items()}
+        for name in (*given, *(f"{n}.{k}" for n, s in before.items() for k in s)):
+            if name not in state:
+                raise ValueError(f"`state` must have {name}, got {sorted(state)[:3]}, ...")
+        counts = integers("state['counts']", state["counts"], 0, 2**62)
+        try:
+            for name, part in self._parts.items():
+                start = f"{name}."
+                own = {key[len(start) :]: state[key] for key in state if key.startswith(start)}
+                part.restore(own)
+        except (TypeError, ValueError):
+            for name, part in self._parts.items():
+                part.restore(before[name])
+            raise
+        self._samples, self._given_rate = counts.tolist()
+        self._resampler = None
+        self._latest = self._transcript.result(self._search, is_final=False)
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {"features": self._features, "encoder": self._encoder, "search": self._search}
+
+    def __repr__(self) -> str:
+        return f"<RecogniserStream, {self.frames} encoder frames, {self._latest.text!r}>"
+
+
+def checked_samples(samples: Any) -> Array:
+    """Return samples as float32 in [-1, 1], or raise what is wrong with them."""
+    is_samples = is_array(samples) and (samples.dtype.kind == "f" or samples.dtype == np.int16)
+    if not is_samples:
+        remedy = "; pass float samples in [-1, 1], or int16"
+        raise TypeError(f"`samples` must be a NumPy array, got {described(samples)}{remedy}")
+    if samples.ndim != 1:
+        remedy = "pass one channel, such as `samples[:, 0]`"
+        raise ValueError(f"`samples` must have shape (n,), got {samples.shape}; {remedy}")
+    if samples.dtype == np.int16:
+        return as_float32(samples) / np.float32(32768)
+    x = as_float32(samples)
+    loudest = np.abs(x).max(initial=0)
+    if not loudest <= LOUDEST:  # NaN is not
+        remedy = "if they are integers, pass int16 or divide by 32768"
+        raise ValueError(f"`samples` must be finite and in [-1, 1], got up to {loudest}; {remedy}")
+    return x
+
+
+def checked_rate(sample_rate: object) -> int:
+    """Return a sample rate, or raise what is wrong with it."""
+    if not is_integer(sample_rate):
+        got = f"{described(sample_rate)}; it comes before the samples"
+        raise TypeError(f"`sample_rate` must be an integer, got {got}")
+    if sample_rate < 1:
+        raise ValueError(f"`sample_rate` must be at least 1, got {sample_rate}")
+    return int(sample_rate)
+
+
+def resampler(from_rate: int, to_rate: int) -> Any:
+    """Return what turns samples of one rate into those of another."""
+    from edgeconv.recogniser.audio import Resampler
+
+    return Resampler(from_rate, to_rate)

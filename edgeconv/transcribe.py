@@ -1,0 +1,255 @@
+"""`edgeconv transcribe`: what is said in files, a pipe or a microphone, line by line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import TextIO
+
+from edgeconv.checkpoint.error import printable
+from edgeconv.recogniser import Recogniser, RecogniserStream, Result, load_recogniser
+from edgeconv.recogniser.audio import Audio, open_wav, read_audio
+from edgeconv.recogniser.microphone import devices, open_microphone
+from edgeconv.terminal import CommandError, compiling, table
+
+STDIN = "-"
+SILENT = "no samples came; if a program records them, see what it says"
+TYPED = "standard input is a terminal; pipe samples into it: arecord -f S16_LE -r {} -c 1 -t raw |"
+NO_DEVICE = "no microphone was found; `arecord -l` lists ALSA's, `groups` must include audio"
+
+
+def transcribe(options: argparse.Namespace) -> None:
+    """Run the command."""
+    for path in options.audio:
+        if (
+            path != STDIN and not Path(path).is_fifo()
+        ):  # say what is wrong before hours of computing
+            open_wav(path).close()
+    with compiling():
+        recogniser = load_recogniser(options.model, options.config)
+        printer = Printer(options.json, len(options.audio) > 1)
+        is_live = STDIN in options.audio or options.microphone is not None
+        if is_live or recogniser.causal:
+            stream = recogniser.stream(
+                options.window_ms,
+                options.left_context,
+                options.beam,
+                is_live if options.endpoint is None else options.endpoint,
+                options.tail_padding_ms,
+            )
+    if options.microphone is not None:
+        device = int(options.microphone) if options.microphone.isdigit() else options.microphone
+        audio = open_microphone(device or None, recogniser.sample_rate, printer.note)
+        printer.note(f"listening to {audio.name} at {audio.sample_rate} Hz; Ctrl-C ends")
+        listen(stream, audio, printer)
+    for path in options.audio:
+        if path == STDIN:
+            if sys.stdin.isatty():
+                raise CommandError(TYPED.format(recogniser.sample_rate))
+            audio = read_audio(sys.stdin.buffer, "standard input", recogniser.sample_rate)
+        else:
+            audio = open_wav(path)
+        if recogniser.causal:
+            listen(stream, audio, printer)
+        else:
+            hear(recogniser, audio, options.beam, printer)
+    if any(path != STDIN for path in options.audio):
+        ratio = printer.computing / printer.heard
+        text = f"{printer.heard:.2f} s of audio in {printer.computing:.2f} s of computing"
+        printer.note(f"{text}: {ratio:.4f} of real time")
+
+
+def list_devices() -> None:
+    """Print the microphones."""
+    rows = [
+        (f"{name}{' (default)' * is_default}", i, *own) for i, name, *own, is_default in devices()
+    ]
+    if not rows:
+        raise CommandError(NO_DEVICE)
+    print(table([("microphone", "number", "channels", "sample rate"), *rows]))
+
+
+def listen(stream: RecogniserStream, audio: Audio, printer: Printer) -> None:
+    """Take audio through a stream and print what it says, whatever ends it."""
+    printer.begin(audio)
+    with contextlib.closing(audio), naming(audio):
+        try:
+            for block in audio.blocks:
+                with printer.counting(len(block)):
+                    result = stream.accept_waveform(audio.sample_rate, block)
+                printer.show(result)
+        finally:
+            with printer.counting(0):
+                result = stream.input_finished()
+            printer.show(result)
+        printer.end()
+
+
+def hear(recogniser: Recogniser, audio: Audio, beam_size: int, printer: Printer) -> None:
+    """Take a file at once through a model that is not causal and print what it says."""
+    printer.begin(audio)
+    with naming(audio):
+        samples = audio.samples()
+        with printer.counting(len(samples)):
+            result = recogniser.transcribe(audio.sample_rate, samples, beam_size=beam_size)
+        printer.show(result)
+        printer.end()
+
+
+@contextlib.contextmanager
+def naming(audio: Audio) -> Iterator[None]:
+    """Let errors say which audio it was."""
+    try:
+        yield
+    except ValueError as error:
+        raise CommandError(f"{audio.name}: {error}") from error
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block: a stream is not to be left inside a call."""
+    own = signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(2) is not own:
+        yield
+        return
+    waiting: list[object] = []
+    signal.signal(signal.SIGINT, lambda *_: waiting.append(None))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, own)
+    if waiting:
+        raise KeyboardInterrupt
+
+
+class Printer:
+    """
+    Prints results and counts seconds.
+
+    Parameters
+    ----------
+    as_json : bool
+        Whether all that is new is a line of JSON; else a final result is a line of text, and a
+        terminal shows what is not final yet.
+    has_names : bool
+        Whether a line begins with the file's name.
+    """
+
+    def __init__(self, as_json: bool, has_names: bool) -> None:
+        self.heard = self.computing = 0.0  # seconds, of all audio
+        self._as_json, self._has_names = as_json, has_names
+        self._shows_text = not as_json and is_terminal(sys.stdout)
+        self._line = GrowingLine(sys.stdout if self._shows_text else sys.stderr)
+
+    def begin(self, audio: Audio) -> None:
+        """Start with what comes from one source."""
+        self._audio, self._frames, self._start = audio, 0, perf_counter()
+        self._latest: Result | None = None
+
+    @contextlib.contextmanager
+    def counting(self, frames: int) -> Iterator[None]:
+        """Count the time that the block takes to hear so many frames."""
+        start = perf_counter()
+        with uninterrupted():
+            yield
+        self._frames += frames
+        self.heard += frames / self._audio.sample_rate
+        self.computing += perf_counter() - start
+
+    def show(self, result: Result) -> None:
+        """Print a result if it is final, else show it if there is a terminal."""
+        text = f"{self._audio.name}: {result.text}" if self._has_names else result.text
+        if self._as_json:
+            if result is not self._latest:
+                self._line.clear()
+                fields = {"file": self._audio.name, "heard": self._seconds}
+                fields |= dataclasses.asdict(result)
+                fields["timestamps"] = [round(seconds, 3) for seconds in result.timestamps]
+                print(json.dumps(fields), flush=True)
+        elif result.is_final and self._frames and (result.text or not self._audio.is_live):
+            self._line.clear()
+            print(printable(text), flush=True)
+        else:
+            text = "" if result.is_final or not self._shows_text else result.text
+            self._line.show(self._progress() + text)
+        self._latest = result
+
+    def note(self, text: str) -> None:
+        """Say on stderr what is no result."""
+        self._line.clear()
+        print(f"edgeconv: {printable(text)}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Complain of what is missing."""
+        self._line.clear()
+        if not self._frames:
+            raise ValueError(SILENT)
+        promised = self._audio.seconds
+        if promised and self._frames < round(promised * self._audio.sample_rate):
+            text = f"ends after {self._seconds} s; its header promises {promised:.2f} s"
+            self.note(f"{self._audio.name}: {text}")
+
+    @property
+    def _seconds(self) -> float:
+        return round(self._frames / self._audio.sample_rate, 3)
+
+    def _progress(self) -> str:
+        """Return how much of a file was heard, if it takes longer than a second."""
+        if self._audio.is_live or perf_counter() - self._start < 1:
+            return ""
+        if self._audio.seconds is None:
+            return f"{self._seconds:5.0f} s "
+        return f"{self._seconds / self._audio.seconds:4.0%} "
+
+
+class GrowingLine:
+    """A line that is written again and again in its place, if there is a terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream if is_terminal(stream) else None
+        self._shown = ""
+
+    def show(self, text: str) -> None:
+        """Replace what is shown; of what is too long, the end is."""
+        text = ending(printable(text), shutil.get_terminal_size().columns - 1)
+        if self._stream is not None and text != self._shown:
+            self._shown = text  # before Ctrl-C can come between
+            print(f"\r{text}\x1b[K", end="", file=self._stream, flush=True)
+
+    def clear(self) -> None:
+        """Leave an empty line for what is printed next."""
+        self.show("")
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Tell whether a stream is a terminal where a line can be replaced."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def ending(text: str, columns: int) -> str:
+    """Return the end of a text that fits into so many columns, after "…" if it is not all."""
+    if sum(map(_columns, text)) <= columns:
+        return text
+    taken, start = 1, len(text)
+    while start and taken + _columns(text[start - 1]) <= columns:
+        start -= 1
+        taken += _columns(text[start])
+    return f"…{text[start:]}"
+
+
+def _columns(character: str) -> int:
+    """Return the columns of a terminal that a character takes."""
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

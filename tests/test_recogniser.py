@@ -1,0 +1,378 @@
+"""Recognisers: the same words and scores for every cut, endpoints, ends, threads, files."""
+
+import itertools
+import json
+import pathlib
+import threading
+import wave
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recogniser_states import KINDS, WORDS, recogniser, speech
+
+import edgeconv
+from edgeconv import CheckpointError, Recogniser, load_recogniser
+from edgeconv.layers.parameters import with_8_bits
+from edgeconv.recogniser import EndpointRules
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = Recogniser(*recogniser())
+X = speech(60000)
+RULES = EndpointRules(silence=0.5, silence_after_text=0.3, length=1.5)
+
+
+def listen(stream, pieces, rate=16000):
+    """Return all final results, up to the end of the signal."""
+    results = [stream.accept_waveform(rate, piece) for piece in pieces]
+    return [result for result in results if result.is_final] + [stream.input_finished()]
+
+
+def said(results):
+    """Return what results say, whichever calls they came with; scores of each utterance add up."""
+    tokens = [token for result in results for token in result.tokens]
+    times = [time for result in results for time in result.timestamps]
+    return tokens, times
+
+
+@pytest.fixture(scope="module")
+def trained():
+    stem = ROOT / "weights" / "cards-and-commands"
+    return load_recogniser(stem.with_suffix(".pth"), stem.with_suffix(".yaml"))
+
+
+def recording(name):
+    with wave.open(str(ROOT / "weights" / "recordings" / name)) as file:
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2")
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize("options", [{}, {"beam_size": 4}, {"window_ms": 160, "left_context": 3}])
+def test_results_are_the_same_for_every_cut(weights, options):
+    state, configuration = recogniser()
+    if weights == "int8":
+        state = with_8_bits(state)
+    model = Recogniser(state, configuration)
+    stream = model.stream(**options)
+    (expected,) = listen(stream, [X])
+    assert len(expected.tokens) > 5
+    assert expected == model.transcribe(16000, X, **options)
+
+    @given(st.lists(st.one_of(st.integers(0, len(X)), st.integers(0, 1200)), max_size=12))
+    @settings(max_examples=15)
+    def check(cuts):
+        assert listen(stream, np.split(X, sorted(cuts))) == [expected]
+
+    check()
+
+
+def test_sample_by_sample_a_result_grows():
+    stream, x = TINY.stream(window_ms=96, left_context=2), X[:12000]
+    results = [stream.accept_waveform(16000, sample) for sample in x[:, None]]
+    assert not any(result.is_final for result in results)
+    for before, after in itertools.pairwise(results):
+        assert (
+            after.tokens[: len(before.tokens)] == before.tokens
+        )  # a greedy search never goes back
+        assert after.score <= before.score
+    last = stream.input_finished()
+    assert last == TINY.transcribe(16000, x, window_ms=96, left_context=2)
+
+
+def test_integers_and_floats_of_any_layout_are_the_same_samples():
+    integers = (X * 32767).astype(np.int16)
+    floats = integers.astype(np.float32) / 32768
+    expected = TINY.transcribe(16000, floats)
+    twice = np.repeat(integers, 2)[::2]
+    for samples in (integers, integers.astype(">i2").astype(np.int16), twice, floats.astype(float)):
+        assert TINY.transcribe(16000, samples) == expected
+    with_channels = np.stack([floats, -floats], axis=1)
+    assert TINY.transcribe(np.int32(16000), with_channels[:, 0]) == expected
+
+
+def test_timestamps_are_those_of_encoder_frames():
+    result = TINY.transcribe(16000, X)
+    frames = np.array(result.timestamps) / 0.032
+    assert np.abs(frames - np.rint(frames)).max() < 1e-9
+    assert (np.diff(frames) >= 0).all()
+    later = TINY.transcribe(16000, np.concatenate([np.zeros(20480, np.float32), X]))
+    assert later.timestamps[-1] == pytest.approx(result.timestamps[-1] + 1.28, abs=0.2)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+@given(data=st.data())
+@settings(max_examples=10)
+def test_endpoints_do_not_depend_on_the_cut(beam_size, data):
+    stream = TINY.stream(160, endpoint=RULES, beam_size=beam_size)
+    cuts = data.draw(st.lists(st.integers(0, len(X)), max_size=40))
+    every = listen(stream, np.split(X, range(800, len(X), 800)))
+    assert len(every) > 3
+    assert said(listen(stream, np.split(X, sorted(cuts)))) == said(every)
+
+
+def test_each_rule_ends_an_utterance():
+    rules = EndpointRules()
+    assert [rules.is_met(seconds, None) for seconds in (2.39, 2.4)] == [False, True]
+    assert [rules.is_met(seconds, 3.0) for seconds in (4.1, 4.2)] == [False, True]
+    assert [rules.is_met(seconds, 19.5) for seconds in (19.9, 20.0)] == [False, True]
+
+
+def test_an_utterance_of_full_length_ends():
+    stream = TINY.stream(160, endpoint={"silence": 1e9, "silence_after_text": 1e9, "length": 1.5})
+    finals = []
+    for n, piece in enumerate(np.split(X, range(1600, len(X), 1600)), 1):
+        if stream.accept_waveform(16000, piece).is_final:
+            finals.append(n / 10)
+    assert np.diff([0, *finals]) == pytest.approx(1.6, abs=0.11)
+
+
+def test_what_one_call_ends_is_one_result():
+    stream = TINY.stream(160, endpoint=RULES)
+    parts = listen(stream, np.split(X, range(1600, len(X), 1600)))
+    result = stream.accept_waveform(16000, X)
+    assert result.is_final
+    rest = stream.input_finished()
+    assert said([result, rest]) == said(parts)
+    assert f"{result.text} {rest.text}".split() == " ".join(p.text for p in parts).split()
+    assert result.score + rest.score == pytest.approx(sum(part.score for part in parts))
+
+
+def test_nothing_said_is_an_empty_result():
+    stream = TINY.stream()
+    for samples in ([], [X[:0]], [np.zeros(0, np.int16)]):
+        (result,) = listen(stream, samples)
+        assert result == edgeconv.recogniser.Result("", (), (), True, 0.0)
+    assert TINY.transcribe(16000, X[:1]).text == ""
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+@pytest.mark.parametrize("cut", [0, 1, 9999, 30000])
+def test_a_snapshot_goes_on_elsewhere(beam_size, cut, tmp_path):
+    first, second = (TINY.stream(beam_size=beam_size, endpoint=RULES) for _ in range(2))
+    before = first.accept_waveform(16000, X[:cut])
+    np.savez(tmp_path / "state.npz", **first.snapshot())
+    with np.load(tmp_path / "state.npz") as state:
+        second.restore(state)
+    expected = listen(first, [X[cut:]])
+    assert listen(second, [X[cut:]]) == expected
+    assert before.is_final or second.frames == 0
+
+
+def test_what_is_no_snapshot_changes_nothing():
+    stream, other = TINY.stream(), TINY.stream(beam_size=4)
+    for each in (stream, other):
+        each.accept_waveform(16000, X[:20000])
+    state = stream.snapshot()
+    expected = listen(stream, [X[20000:]])
+    wrong = [
+        {n: a for n, a in state.items() if n != "search.scores"},
+        {n: a for n, a in state.items() if not n.startswith("encoder")},
+        state | {"search.lengths": np.array([1])},
+        state | {"search.agreed": np.array([[99, 0]])},
+        state | {"search.said": state["search.said"][:, 1:]},
+        other.snapshot(),
+        state | {"features.samples": np.array(["x"])},
+        state | {"counts": np.array(["x", "y"])},
+        TINY.stream(160).snapshot(),
+        7,
+    ]
+    for bad in wrong:
+        stream.restore(state)
+        with pytest.raises((TypeError, ValueError), match=r"`state|state\["):
+            stream.restore(bad)
+        assert listen(stream, [X[20000:]]) == expected
+
+
+def test_reset_forgets():
+    stream = TINY.stream()
+    stream.accept_waveform(16000, X[:25000])
+    assert stream.frames > 0
+    stream.reset()
+    assert stream.frames == 0
+    assert listen(stream, [X]) == listen(TINY.stream(), [X])
+
+
+@pytest.mark.parametrize(
+    ("rate", "samples", "error", "message"),
+    [
+        (16000, [0.0, 0.1], TypeError, "`samples` must be a NumPy array, got a list"),
+        (16000, np.zeros(9, np.int32), TypeError, "got an array of int32; pass float .* or int16"),
+        (16000, np.zeros(9, np.uint8), TypeError, "got an array of uint8"),
+        (16000, np.zeros(9, complex), TypeError, "got an array of complex128"),
+        (16000, np.ma.zeros(9), TypeError, "got a MaskedArray"),
+        (16000, np.zeros((9, 2), np.float32), ValueError, r"got \(9, 2\); pass one channel"),
+        (16000, np.array([0, np.nan], np.float32), ValueError, "must be finite.*got up to nan"),
+        (16000, np.array([0, -np.inf]), ValueError, "got up to inf"),
+        (16000, np.array([0, 8021.0]), ValueError, "got up to 8021.0; .*divide by 32768"),
+        (0, X, ValueError, "`sample_rate` must be at least 1, got 0"),
+        (-16000, X, ValueError, "`sample_rate` must be at least 1"),
+        (16000.0, X, TypeError, "`sample_rate` must be an integer, got 16000.0"),
+        (X, 16000, TypeError, "`samples` must be a NumPy array, got 16000"),
+        (8000, X, ValueError, "`sample_rate` must be 16000 until `input_finished`, got 8000"),
+    ],
+)
+def test_a_wrong_call_changes_nothing(rate, samples, error, message):
+    stream = TINY.stream()
+    stream.accept_waveform(16000, X[:20000])
+    with pytest.raises(error, match=message):
+        stream.accept_waveform(rate, samples)
+    assert listen(stream, [X[20000:]]) == listen(TINY.stream(), [X])
+    if "until" not in message:
+        with pytest.raises(error, match=message):
+            TINY.transcribe(rate, samples)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"window_ms": 31}, ValueError, "`window_ms` must be at least 32.0, got 31"),
+        ({"window_ms": -1}, ValueError, "`window_ms` must be from 0 to"),
+        ({"window_ms": "640"}, TypeError, "`window_ms` must be a number of milliseconds"),
+        ({"tail_padding_ms": np.nan}, ValueError, "`tail_padding_ms` must be from 0"),
+        ({"left_context": -1}, ValueError, "`left_context` must be from 0"),
+        ({"beam_size": 0}, ValueError, "`beam_size` must be from 1"),
+        ({"endpoint": 2.4}, TypeError, "`endpoint` must be None, True or EndpointRules, got 2.4"),
+        ({"endpoint": {"rule1": 2}}, ValueError, "`endpoint` must have only silence, .*rule1"),
+        ({"endpoint": EndpointRules(0)}, ValueError, "`endpoint` must have seconds above 0"),
+        ({"search": {"search_type": "alsd"}}, ValueError, "`search_type` must be 'maes'"),
+    ],
+)
+def test_options_are_checked(options, error, message):
+    with pytest.raises(error, match=message):
+        TINY.stream(**options)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"causal": False}, "encoder_conf.main_conf.dynamic_chunk_training to be streamed"),
+        ({"normalize": "utterance_mvn"}, "normalize: global_mvn to be streamed, .*whole utterance"),
+    ],
+)
+def test_a_model_that_cannot_be_streamed_transcribes(fields, message):
+    model = Recogniser(*recogniser(**fields))
+    assert not model.causal
+    with pytest.raises(ValueError, match=message):
+        model.stream()
+    for beam_size in (1, 4):
+        result = model.transcribe(16000, X, beam_size=beam_size)
+        assert result.is_final
+        assert result.tokens
+    with pytest.raises(TypeError, match=r"`window_ms` must not be given: .*full context"):
+        model.transcribe(16000, X, window_ms=640)
+
+
+def test_many_threads_share_a_recogniser():
+    expected = [TINY.transcribe(16000, speech(30000, seed), beam_size=3) for seed in range(6)]
+    found = [None] * 6
+
+    def work(seed):
+        stream = TINY.stream(beam_size=3)
+        (found[seed],) = listen(stream, np.split(speech(30000, seed), range(0, 30000, 1000)))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"token_list": None}, "token_list must be a list"),
+        ({"token_list": WORDS[:-1]}, "decoder.embed.weight must have 12 rows.*found 13"),
+        ({"token_type": "phn"}, "token_type must be one of bpe, char, word: .*found 'phn'"),
+        ({"decoder": "mega"}, "decoder must be rnn or stateless"),
+        ({"decoder.embed.weight": None}, "must have a decoder.*found an encoder alone"),
+        ({"joint_network.lin_dec.weight": np.zeros((16, 7))}, "the joint network must take"),
+        ({"joint_network.lin_out.weight": np.zeros((13, 9))}, "must be of one width"),
+        ({"frontend.logmel.melmat": np.zeros((257, 21))}, r"normalize.mean must have shape"),
+    ],
+)
+def test_what_makes_no_recogniser_is_named(change, message):
+    state, configuration = recogniser()
+    for name, value in change.items():
+        target = state if name in state else configuration
+        target[name] = value
+        if target is state and value is None:
+            del state[name]
+    with pytest.raises(CheckpointError, match=message):
+        Recogniser(state, configuration)
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_a_converted_recogniser_says_the_same(weights, tmp_path):
+    state, configuration = recogniser()
+    np.savez(tmp_path / "model.npz", **state)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(configuration))
+    target = tmp_path / "converted.npz"
+    edgeconv.convert(
+        tmp_path / "model.npz", target, config=tmp_path / "config.yaml", weights=weights
+    )
+    model = load_recogniser(target)
+    expected = Recogniser(with_8_bits(state) if weights == "int8" else state, configuration)
+    assert model.transcribe(16000, X) == expected.transcribe(16000, X)
+    assert (model.tokens, model.sample_rate) == (tuple(WORDS), 16000)
+    with np.load(target) as archive:
+        header = json.loads(str(archive["edgeconv"]))
+        arrays = dict(archive)
+    assert header["holds"] == "recogniser"
+    digests = edgeconv.verify(target, seed=3)
+    assert digests["recogniser"] == header["digests"]["recogniser"]
+    arrays["joint_network.lin_out.bias"][0] += 1
+    np.savez(target, **arrays)
+    with pytest.raises(edgeconv.VerificationError, match=r"Recogniser of 13 tokens.*that the file"):
+        edgeconv.verify(target)
+
+
+STORED = json.loads((ROOT / "weights" / "cards-and-commands.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_real_speech_is_heard_as_pytorch_hears_it(name, trained):
+    for window_ms, text in STORED[name].items():
+        result = trained.transcribe(16000, recording(name), window_ms=int(window_ms))
+        assert result.text.startswith(text)
+
+
+@pytest.mark.parametrize("beam_size", [1, 5])
+@pytest.mark.parametrize("name", ["cards-001.wav", "cards-003.wav", "goforward.wav"])
+def test_a_recording_that_ends_with_its_last_word_loses_no_word(name, beam_size, trained):
+    samples, rng = recording(name), np.random.default_rng(0)
+    quiet = rng.normal(0, 3, 20480).astype(np.int16)
+    loudness = np.convolve(np.abs(samples.astype(float)), np.ones(400) / 400, "same")
+    spoken = samples[: np.flatnonzero(loudness > 0.2 * loudness.max())[-1]]
+    stream = trained.stream(beam_size=beam_size)
+    for lead in range(0, 10240, 1024):  # the word's end at ten places in a window
+        cut = np.concatenate([quiet[:lead], spoken])
+        uncut = trained.transcribe(
+            16000, np.concatenate([cut, quiet]), beam_size=beam_size, tail_padding_ms=0
+        )
+        stream.accept_waveform(16000, cut)
+        assert len(stream.input_finished().tokens) >= len(uncut.tokens)
+
+
+def golden():
+    """Return what three tiny recognisers hear in a real recording; a score's bits as text."""
+    heard = {}
+    for kind in KINDS:
+        state, configuration = recogniser(kind)
+        for weights, tensors in (("float32", state), ("int8", with_8_bits(state))):
+            model = Recogniser(tensors, configuration)
+            for beam_size in (1, 4):
+                result = model.transcribe(16000, recording("cards-005.wav"), beam_size=beam_size)
+                heard[f"{kind}, {weights}, beam {beam_size}"] = {
+                    "text": result.text,
+                    "timestamps": " ".join(map(str, result.timestamps)),
+                    "score": result.score.hex(),
+                }
+    return heard
+
+
+def test_text_and_scores_are_those_of_every_other_machine():
+    path = pathlib.Path(__file__).with_name("data") / "recogniser.json"
+    assert golden() == json.loads(path.read_text(encoding="utf-8"))

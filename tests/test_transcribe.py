@@ -1,0 +1,355 @@
+"""`edgeconv transcribe`: what it prints where, what it says when something is wrong."""
+
+import io
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import types
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import PATHS, ROOT
+
+import edgeconv
+from edgeconv import cli
+from edgeconv.recogniser.audio import open_wav
+from edgeconv.recogniser.microphone import open_microphone
+
+MODEL = str(ROOT / "weights" / "cards-and-commands.npz")
+NAMES = ["numbers", "synthetic-2"]  # of several words
+FILES = [str(ROOT / "weights" / "recordings" / f"{name}.wav") for name in NAMES]
+COMMAND = [sys.executable, "-m", "edgeconv", "transcribe", MODEL]
+ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS, "TERM": "xterm", "PYTHONUNBUFFERED": "1"}
+SUMMARY = r"edgeconv: (\d+\.\d\d) s of audio in \d+\.\d\d s of computing: \d\.\d{4} of real time\n"
+
+
+@pytest.fixture(scope="module")
+def recogniser():
+    recogniser = edgeconv.load_recogniser(MODEL)
+    recogniser.stream()  # compiles what no test expects to be announced
+    return recogniser
+
+
+@pytest.fixture(scope="module")
+def sounds():
+    return [open_wav(path).samples() for path in FILES]
+
+
+@pytest.fixture(scope="module")
+def texts(recogniser, sounds):
+    texts = [recogniser.transcribe(16000, sound).text for sound in sounds]
+    assert all(" " in text for text in texts)
+    return texts
+
+
+def raw(sound):
+    return (sound * 32768).astype("<i2").tobytes()
+
+
+@pytest.fixture
+def run(recogniser, monkeypatch, capsys):
+    """Run `edgeconv transcribe MODEL ...`; return exit status, standard output and error."""
+
+    def run(*arguments, stdin=b"", model=MODEL):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        status = cli.main(["transcribe", model, *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_a_file_is_a_line(run, texts, sounds):
+    status, output, errors = run(FILES[0])
+    assert (status, output) == (0, f"{texts[0]}\n")
+    (seconds,) = re.fullmatch(SUMMARY, errors).groups()
+    assert float(seconds) == pytest.approx(len(sounds[0]) / 16000, abs=0.01)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_options_stand_anywhere_and_several_files_have_names(place, run, texts):
+    arguments = [*FILES[:place], "--window-ms", "640", *FILES[place:]]
+    status, output, _ = run(*arguments)
+    assert status == 0
+    assert output == "".join(f"{f}: {text}\n" for f, text in zip(FILES, texts, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["raw", "odd", "wav"])
+def test_standard_input(kind, run, texts, sounds):
+    data = Path(FILES[0]).read_bytes() if kind == "wav" else raw(sounds[0])
+    assert run("-", stdin=data + b"\7" * (kind == "odd")) == (0, f"{texts[0]}\n", "")
+
+
+def test_options_reach_the_stream(run, recogniser, sounds):
+    options = {"window_ms": 160, "left_context": 8, "beam_size": 4, "tail_padding_ms": 0}
+    words = ["--window-ms=160", "--left-context=8", "--beam=4", "--tail-padding-ms=0"]
+    expected = recogniser.transcribe(16000, sounds[0], **options)
+    _, output, _ = run(*words, "--json", FILES[0])
+    final = json.loads(output.splitlines()[-1])
+    assert final["text"] == expected.text
+    assert final["score"] == expected.score
+    assert final["score"] != recogniser.transcribe(16000, sounds[0]).score
+
+
+def test_every_result_as_json(run, texts, sounds, recogniser):
+    status, output, errors = run("--json", *FILES)
+    assert status == 0
+    assert re.fullmatch(SUMMARY, errors)
+    results = [json.loads(line) for line in output.splitlines()]
+    assert [r["text"] for r in results if r["is_final"]] == texts
+    for file, sound in zip(FILES, sounds, strict=True):
+        own = [r for r in results if r["file"] == file]
+        assert [r["is_final"] for r in own] == [False] * (len(own) - 1) + [True]
+        assert len(own) > 3
+        heard = [r["heard"] for r in own]
+        assert heard == sorted(heard)
+        assert heard[-1] == pytest.approx(len(sound) / 16000, abs=1e-3)
+        last = recogniser.transcribe(16000, sound)
+        assert own[-1]["tokens"] == list(last.tokens)
+        assert own[-1]["timestamps"] == pytest.approx(last.timestamps, abs=1e-3)
+
+
+def test_endpoints_end_lines_of_what_is_live(run, sounds, texts):
+    silence = np.zeros(3 * 16000, np.float32)
+    said = raw(np.concatenate([sounds[0], silence, silence, sounds[1]]))
+    lines = run("-", stdin=said)[1].splitlines()
+    assert lines[0] == texts[0]
+    assert len(lines) == 2  # silence alone is no line
+    assert run("-", "--no-endpoint", stdin=said)[1].count("\n") == 1
+    lines = [json.loads(line) for line in run("-", "--json", stdin=said)[1].splitlines()]
+    assert sum(line["is_final"] and line["text"] != "" for line in lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "either AUDIO, which may be -, or --microphone"),
+        (["a.wav", "--microphone"], "either AUDIO, which may be -, or --microphone"),
+        (["a.wav", "--beam", "4", "b.wav", "--weird"], "unrecognized arguments: .*--weird"),
+        (["a.wav", "--window-ms", "x"], "invalid float value: 'x'"),
+    ],
+)
+def test_wrong_command_line(arguments, words, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        cli.main(["transcribe", MODEL, *arguments])
+    assert re.search(words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.wav"], "missing.wav: No such file or directory; check the path"),
+        ([FILES[0], "some.ogg"], "some.ogg: .* found Ogg; convert it: ffmpeg -i some.ogg"),
+        (["empty.wav"], "empty.wav: no samples came"),
+        (["-"], "standard input: no samples came; if a program records them, see what it says"),
+        (["nan.wav"], "nan.wav: `samples` must be finite"),
+        ([FILES[0], "--window-ms", "1"], "--window-ms must be at least"),
+        ([FILES[0], "--beam", "0"], "--beam must be from 1"),
+        ([FILES[0], "--tail-padding-ms", "-1"], "--tail-padding-ms must be from 0"),
+    ],
+)
+def test_errors_are_one_line_that_says_what_to_do(arguments, words, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some.ogg").write_bytes(b"OggS\0\2" + bytes(99))
+    with wave.open("empty.wav", "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+    form = np.array([16, 0x00010003, 16000, 64000, 0x00200004], "<u4").tobytes()
+    head = b"RIFF\0\0\0\0WAVEfmt " + form + b"data\0\0\0\0"
+    (tmp_path / "nan.wav").write_bytes(head + np.full(99, np.nan, "<f4").tobytes())
+    status, output, errors = run(*arguments)
+    assert (status, output.strip()) == (1, "")  # nothing was computed before the error is known
+    assert re.search(words, errors)
+    assert errors.count("\n") == 1
+
+
+def test_a_file_that_was_cut_short_is_told(run, tmp_path):
+    (tmp_path / "a.wav").write_bytes(Path(FILES[0]).read_bytes()[:-32000])
+    status, _, errors = run(tmp_path / "a.wav")
+    assert status == 0
+    assert re.search(r"a.wav: ends after 3\.\d+ s; its header promises 4\.02 s\n", errors)
+
+
+def test_a_model_that_is_not_causal_takes_files_only(run, tmp_path, sounds):
+    text = (ROOT / "weights" / "cards-and-commands.yaml").read_text()
+    config = tmp_path / "config.yaml"
+    config.write_text(text.replace("dynamic_chunk_training: true", "dynamic_chunk_training: false"))
+    model = MODEL.replace(".npz", ".pth")
+    whole = edgeconv.load_recogniser(model, config).transcribe(16000, sounds[0])
+    status, output, _ = run(FILES[0], "--config", config, model=model)
+    assert (status, output) == (0, f"{whole.text}\n")
+    status, _, errors = run("-", "--config", config, model=model, stdin=raw(sounds[0]))
+    assert status == 1
+    assert "dynamic_chunk_training" in errors
+
+
+def on_a_terminal(arguments, stdin=None, until=None, **environment):
+    """Return exit status and what a terminal shows; send Ctrl-C when it shows `until`."""
+    reader, writer = pty.openpty()
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=ENVIRONMENT | environment,
+        stdin=stdin or subprocess.DEVNULL,
+        stdout=writer,
+        stderr=writer,
+        cwd="/",
+    ) as started:
+        os.close(writer)
+        shown = b""
+        try:
+            while more := os.read(reader, 2**16):
+                shown += more
+                if until is not None and until in shown:
+                    started.send_signal(signal.SIGINT)
+                    until = None
+        except OSError:  # how a terminal ends
+            os.close(reader)
+    return started.returncode, shown.decode().replace("\r\n", "\n")
+
+
+def test_a_line_grows_in_place_on_a_terminal(texts):
+    status, shown = on_a_terminal(FILES)
+    assert status == 0
+    *lines, last = re.findall(r".*\n", shown)
+    assert re.fullmatch(SUMMARY, last)
+    for line, file, text in zip(lines, FILES, texts, strict=True):
+        *grown, cleared = line.split("\x1b[K")
+        assert len(grown) > 2
+        assert all(text.startswith(part.strip()) for part in grown)
+        assert grown[-1] == "\r"
+        assert cleared == f"{file}: {text}\n"
+        assert sorted(grown[:-1], key=len) == grown[:-1]
+
+
+def test_what_is_longer_than_the_terminal_shows_its_end(texts):
+    _, shown = on_a_terminal(FILES[:1], COLUMNS="12")
+    grown = re.findall(r"\r([^\r]*)\x1b\[K", shown)
+    assert max(map(len, grown)) == 11
+    assert any(part.startswith("…") and texts[0].endswith(part[1:]) for part in grown)
+    assert f"{texts[0]}\n" in shown  # final lines are whole
+
+
+def test_a_dumb_terminal_shows_lines_only(texts):
+    status, shown = on_a_terminal(FILES[:1], TERM="dumb")
+    assert status == 0
+    assert re.fullmatch(re.escape(f"{texts[0]}\n") + SUMMARY, shown)
+
+
+def test_ctrl_c_prints_what_was_said(sounds, texts):
+    first = texts[0].split()[0]
+    reader, writer = os.pipe()  # it stays open, as a recorder's does
+    os.write(writer, raw(sounds[0][:32000]))
+    status, shown = on_a_terminal(["-"], stdin=reader, until=f"\r{first}".encode())
+    assert status == 130
+    assert shown.endswith("\n")
+    assert shown.split("\x1b[K")[-1].startswith(first)
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("extra", ["audio", "microphone"])
+def test_what_is_not_installed_is_named_with_the_remedy(extra, run, tmp_path, monkeypatch, sounds):
+    for module in ("soxr", "sounddevice"):
+        monkeypatch.setitem(sys.modules, module, None)  # importing it fails
+    path = tmp_path / "a.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(raw(sounds[0]))
+    status, _, errors = run(*([path] if extra == "audio" else ["--microphone"]))
+    assert (status, errors.count("\n")) == (1, 1)
+    assert f"pip install 'edgeconv[{extra}]'" in errors
+    assert "8000 Hz must be resampled to 16000 Hz" in errors or extra == "microphone"
+
+
+class Microphones(types.ModuleType):
+    """Stands for sounddevice: a microphone that says what was said, as fast as it is taken."""
+
+    class PortAudioError(Exception):
+        pass
+
+    devices = (
+        {"name": "Speaker", "max_input_channels": 0, "default_samplerate": 48000.0},
+        {"name": "USB Mic", "max_input_channels": 1, "default_samplerate": 48000.0},
+    )
+    default = types.SimpleNamespace(device=(1, 0))
+    only = 16000, 1  # what the device can do
+
+    def __init__(self, said):
+        super().__init__("sounddevice")
+        self.said = said
+
+    def query_devices(self, device=None, kind=None):
+        if device not in (None, 1, "USB"):
+            raise ValueError(f"No input device matching {device!r}")
+        return self.devices[1] if kind else self.devices
+
+    def check_input_settings(self, samplerate, channels, **_):
+        if (samplerate, channels) != self.only:
+            raise self.PortAudioError("Invalid sample rate", -9997)
+
+    def RawInputStream(  # noqa: N802
+        self, device, channels, blocksize, callback, finished_callback, **_
+    ):
+        if device == 1:
+            raise self.PortAudioError("Device unavailable", -9985)
+
+        def start():
+            size = 2 * channels * blocksize
+            for at in range(0, len(self.said), size):
+                status = types.SimpleNamespace(input_overflow=at == 10 * size)
+                callback(memoryview(self.said)[at : at + size], blocksize, None, status)
+            finished_callback()
+
+        return types.SimpleNamespace(start=start, close=lambda: None)
+
+
+@pytest.fixture
+def microphones(monkeypatch, sounds):
+    monkeypatch.setitem(sys.modules, "sounddevice", Microphones(raw(sounds[0])))
+
+
+def test_a_microphone_that_is_too_fast_and_then_disappears(microphones, run, texts):
+    """All was copied before any was heard: nothing of it is lost, and how much waited is said."""
+    status, output, errors = run("--microphone", "USB")
+    listening, behind, lost, gone = errors.splitlines()
+    assert "listening to microphone USB at 16000 Hz; Ctrl-C ends" in listening
+    assert re.search(r"\b4 s behind: computing takes longer than speaking; nothing is los", behind)
+    assert "microphone USB: the sound system lost samples; this machine is too busy" in lost
+    assert "microphone USB: it has disappeared: no sound comes; plug it in" in gone
+    assert (status, output) == (1, f"{texts[0]}\n")
+
+
+def test_a_microphone_of_another_rate_in_stereo(microphones, monkeypatch, sounds):
+    monkeypatch.setattr(Microphones, "only", (48000, 2))
+    audio = open_microphone("USB", 16000, lambda _: None)
+    assert (audio.sample_rate, audio.is_live, audio.seconds) == (48000, True, None)
+    pairs = sounds[0][: len(next(audio.blocks)) * 2].reshape(-1, 2)
+    audio = open_microphone("USB", 16000, lambda _: None)
+    assert np.array_equal(next(audio.blocks), (pairs[:, 0] + pairs[:, 1]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("1", "microphone 1: Device unavailable; another program has it: `fuser"),
+        ("Bluetooth", "No input device matching 'Bluetooth'; --list-devices shows them all"),
+    ],
+)
+def test_a_microphone_that_cannot_be_had(device, words, microphones, run):
+    status, output, errors = run("--microphone", device)
+    assert (status, output, errors.count("\n")) == (1, "", 1)
+    assert words in errors
+
+
+def test_microphones_are_listed(microphones, capsys, monkeypatch):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main(["transcribe", "--list-devices"])
+    output = capsys.readouterr().out
+    assert output.splitlines()[1].split() == ["USB", "Mic", "(default)", "1", "1", "48000"]
+    assert "Speaker" not in output
+    monkeypatch.setattr(Microphones, "devices", ())
+    assert cli.main(["transcribe", "--list-devices"]) == 1
+    assert "no microphone was found; `arecord -l`" in capsys.readouterr().err
