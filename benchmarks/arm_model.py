@@ -21,32 +21,53 @@ os.environ |= {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
 import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
-from numba import int64
+from numba import float32, int8, int64
 
 from edgeconv.kernels import ring, vectors
 
 # As the kernels choose on aarch64, whatever this processor has; tiles are emitted later.
 vectors.LANES, vectors.VECTOR = 8, 32
 vectors._VECTOR = ir.VectorType(ir.FloatType(), 8)
+from edgeconv.kernels import dense  # noqa: E402 - with these lanes
 
 TRIPLE = "aarch64-unknown-linux-gnu"
 # LLVM's models start one fused multiply-add of 4 floats in a cycle, or two of them: 8 or 16 flop.
 PROCESSORS = {"cortex-a72": ("Raspberry Pi 4", 8), "neoverse-n1": ("nearest to the Pi 5", 16)}
-TILES = {  # with the share of the limit that is wanted; one frame alone waits for its loads
-    "8 frames": (ring.tile_8, 0.95),
-    "1 frame, 4 blocks": (ring.tile_1_of_4_blocks, None),
-}
 ITERATIONS = 1000
 
 
-def tile_code(tile):
-    """Return the LLVM code of a function that is the tile and nothing else."""
+def convolution(tile):
+    """Return a function that is a tile of the convolution, and its types."""
 
     def sums(y, y_stride, taps, rows, rows_stride, K):
         tile(y, y_stride, taps, rows, rows_stride, K)
 
+    return sums, (int64,) * 6
+
+
+def product(tile, weights):
+    """Return a function that is a tile of a dense layer, and its types."""
+
+    def sums(y, y_row, start, start_block, w, w_row, w_block, x, x_row, x_tap, taps, K, like):
+        where = (w, w_row, w_block), (x, x_row, x_tap)
+        tile((y, y_row), (start, start_block), *where, (taps, K), like)
+
+    return sums, (*(int64,) * 12, weights[:])
+
+
+TILES = {  # with the share of the limit that is wanted; one frame alone waits for its loads
+    "convolution, 8 frames": (convolution(ring.tile_8), 0.95),
+    "convolution, 1 frame, 4 blocks": (convolution(ring.tile_1_of_4_blocks), None),
+    "dense, 6 frames": (product(dense.tile_6, float32), 0.9),
+    "dense, 6 frames, 8-bit weights": (product(dense.tile_6, int8), None),
+    "dense, 1 frame, 4 blocks": (product(dense.tile_1_of_4_blocks, float32), None),
+}
+
+
+def tile_code(function, arguments):
+    """Return the LLVM code of a function that is a tile and nothing else."""
     only = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # these hold code of this CPU
-    (code,) = numba.njit((int64,) * 6, **only)(sums).inspect_llvm().values()
+    (code,) = numba.njit(arguments, **only)(function).inspect_llvm().values()
     # The vectors are spelled out in it; only the target differs.
     return re.sub(r"^target .*$", "", code, flags=re.MULTILINE)
 
@@ -86,7 +107,7 @@ def main():
     print(subprocess.check_output([analyser, "--version"], text=True).split("\n")[0].strip(), "\n")
     rows = []
     for name, (tile, target) in TILES.items():
-        code = tile_code(tile)
+        code = tile_code(*tile)
         for processor, (board, limit) in PROCESSORS.items():
             loop = inner_loop(assembly(code, processor))
             multiply_adds = len(re.findall(r"\bfmla\s+v\d+\.4s", loop))

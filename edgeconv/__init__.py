@@ -8,7 +8,7 @@ from edgeconv.recogniser import Recogniser, load_recogniser
 from edgeconv.state_dict import Convolution
 from edgeconv.weights import convert, find_convolutions, load, load_all, save, verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["CheckpointError", "Convolution", "DepthwiseConvolution", "Encoder", "Recogniser"]
 __all__ += ["VerificationError", "convert", "find_convolutions", "load", "load_all"]

@@ -23,11 +23,12 @@ from edgeconv.terminal import CommandError, compiling, table
 from edgeconv.transcribe import list_devices, transcribe
 
 DESCRIPTION = """\
-Run the encoders of streaming speech recognisers, and their convolutions, without PyTorch.
+Run ESPnet's streaming speech recognisers, or parts of them, without PyTorch.
 
   edgeconv inspect valid.loss.best.pth                                  says what is in it
   edgeconv convert valid.loss.best.pth model.npz --config config.yaml   copies it to one file
   edgeconv verify model.npz                              proves that this machine runs it right
+  edgeconv transcribe model.npz --microphone             prints what is said
 
 No checkpoint at hand? `edgeconv demo` goes the whole way on one that ships.
 """
@@ -61,6 +62,8 @@ WORDS |= {
     "`left_context`": "--left-context",
     "`beam_size`": "--beam",
     "`tail_padding_ms`": "--tail-padding-ms",
+    "`threads`": "--threads",
+    "use `transcribe`": "record a WAV file and give that",
 }  # the library's, and what they are called here
 
 
@@ -168,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_listening(argument)
     help_ = "start a new line after a silence (default: not in files)"
     argument("--endpoint", action=argparse.BooleanOptionalAction, help=help_)
-    help_ = "silence after the end, for the last word to be heard (default: the model's latency)"
+    help_ = f"milliseconds of silence after the end, for the last word (default: {PADDING:g})"
     argument("--tail-padding-ms", type=float, metavar="MS", default=PADDING, help=help_)
     argument("--json", action="store_true", help="print every result as a line of JSON")
 
@@ -195,6 +198,8 @@ def _add_listening(argument: Callable[..., Any]) -> None:
     argument("--left-context", type=int, metavar="N", default=32, help=help_)
     help_ = "hypotheses to keep (default: 1, which is the greedy search)"
     argument("--beam", type=int, metavar="N", default=1, help=help_)
+    help_ = "threads that share large layers (default: 1; more pay where cores are idle)"
+    argument("--threads", type=int, metavar="N", default=1, help=help_)
 
 
 class _ListDevices(argparse.Action):
@@ -280,7 +285,7 @@ def _bench(options: argparse.Namespace) -> None:
         return
     audio = options.audio or [str(path) for path in sorted(shipped().glob("recordings/*.wav"))]
     listening = {"window_ms": options.window_ms, "left_context": options.left_context}
-    listening["beam_size"] = options.beam
+    listening |= {"beam_size": options.beam, "threads": options.threads}
     machine.bench_recogniser(options.model, options.config, audio, options.json, **listening)
 
 

@@ -65,7 +65,7 @@ def bench(as_json: bool) -> None:
         for n in (1, 16, 64, 1000):
             chunk, out = x[:n], np.empty_like(x[:n])
             calls, *times = time_calls(lambda: stream.process(chunk, out), SECONDS)  # noqa: B023
-            median, late = (round(1e6 * time / n, 2) for time in times)
+            median, late = (float(f"{1e6 * time / n:.3g}") for time in times)
             speed = round(1e6 / FRAMES_PER_SECOND / median)
             rows.append((channels, kernel_size, n, calls, median, late, speed))
     if as_json:
@@ -108,7 +108,9 @@ def bench_recogniser(
         print(json.dumps({"machine": facts(), "options": listening, "results": rounded}, indent=1))
     else:
         print(*(f"{name:<10}{value}" for name, value in facts().items()), sep="\n")
-        print(f"\nOne thread, windows of {listening['window_ms']:g} ms.\n")
+        print(
+            "\n" + ", ".join(f"{name} {value:g}" for name, value in listening.items()), end="\n\n"
+        )
         print(table([("measure", "value"), *rounded.items()]))
 
 

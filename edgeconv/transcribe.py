@@ -31,15 +31,14 @@ NO_DEVICE = "no microphone was found; `arecord -l` lists ALSA's, `groups` must i
 
 def transcribe(options: argparse.Namespace) -> None:
     """Run the command."""
-    for path in options.audio:
-        if (
-            path != STDIN and not Path(path).is_fifo()
-        ):  # say what is wrong before hours of computing
+    files = [path for path in options.audio if path != STDIN]
+    for path in files:
+        if not Path(path).is_fifo():  # what is wrong is said before hours of computing
             open_wav(path).close()
+    is_live = len(files) < len(options.audio) or options.microphone is not None
+    printer = Printer(options.json, len(options.audio) > 1)
     with compiling():
         recogniser = load_recogniser(options.model, options.config)
-        printer = Printer(options.json, len(options.audio) > 1)
-        is_live = STDIN in options.audio or options.microphone is not None
         if is_live or recogniser.causal:
             stream = recogniser.stream(
                 options.window_ms,
@@ -47,27 +46,35 @@ def transcribe(options: argparse.Namespace) -> None:
                 options.beam,
                 is_live if options.endpoint is None else options.endpoint,
                 options.tail_padding_ms,
+                threads=options.threads,
             )
-    if options.microphone is not None:
-        device = int(options.microphone) if options.microphone.isdigit() else options.microphone
-        audio = open_microphone(device or None, recogniser.sample_rate, printer.note)
-        printer.note(f"listening to {audio.name} at {audio.sample_rate} Hz; Ctrl-C ends")
-        listen(stream, audio, printer)
-    for path in options.audio:
-        if path == STDIN:
-            if sys.stdin.isatty():
-                raise CommandError(TYPED.format(recogniser.sample_rate))
-            audio = read_audio(sys.stdin.buffer, "standard input", recogniser.sample_rate)
-        else:
-            audio = open_wav(path)
+    for audio in sources(options, recogniser.sample_rate, printer):
         if recogniser.causal:
             listen(stream, audio, printer)
         else:
             hear(recogniser, audio, options.beam, printer)
-    if any(path != STDIN for path in options.audio):
+    if files:
         ratio = printer.computing / printer.heard
         text = f"{printer.heard:.2f} s of audio in {printer.computing:.2f} s of computing"
         printer.note(f"{text}: {ratio:.4f} of real time")
+
+
+def sources(options: argparse.Namespace, sample_rate: int, printer: Printer) -> Iterator[Audio]:
+    """Open what is to be heard, one after the other."""
+    if options.microphone is not None:
+        device: str | int | None = options.microphone or None
+        if options.microphone.isdigit():
+            device = int(options.microphone)
+        audio = open_microphone(device, sample_rate, printer.note)
+        printer.note(f"listening to {audio.name} at {audio.sample_rate} Hz; Ctrl-C ends")
+        yield audio
+    for path in options.audio:
+        if path != STDIN:
+            yield open_wav(path)
+        elif sys.stdin.isatty():
+            raise CommandError(TYPED.format(sample_rate))
+        else:
+            yield read_audio(sys.stdin.buffer, "standard input", sample_rate)
 
 
 def list_devices() -> None:
@@ -163,9 +170,9 @@ class Printer:
         start = perf_counter()
         with uninterrupted():
             yield
-        self._frames += frames
-        self.heard += frames / self._audio.sample_rate
-        self.computing += perf_counter() - start
+            self._frames += frames
+            self.heard += frames / self._audio.sample_rate
+            self.computing += perf_counter() - start
 
     def show(self, result: Result) -> None:
         """Print a result if it is final, else show it if there is a terminal."""
@@ -222,7 +229,8 @@ class GrowingLine:
 
     def show(self, text: str) -> None:
         """Replace what is shown; of what is too long, the end is."""
-        text = ending(printable(text), shutil.get_terminal_size().columns - 1)
+        columns = shutil.get_terminal_size().columns or 80  # a serial line tells none
+        text = ending(printable(text), columns - 1)
         if self._stream is not None and text != self._shown:
             self._shown = text  # before Ctrl-C can come between
             print(f"\r{text}\x1b[K", end="", file=self._stream, flush=True)

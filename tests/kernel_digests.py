@@ -41,6 +41,9 @@ def outputs():
     for kind in range(len(pointwise.NORMS)):
         pointwise.kernel(pointwise.normalise)(x, y, affine, kind, np.float32(1e-5), 59)
         yield y.copy()
+    logarithms = np.empty_like(x)
+    pointwise.kernel(pointwise.log_softmax_rows)(x, logarithms)
+    yield logarithms
     pointwise.kernel(pointwise.softmax_rows)(x)
     yield x
     if "--pointwise" in sys.argv:

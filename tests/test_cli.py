@@ -303,10 +303,11 @@ def test_bench_of_a_recogniser(quick, capsys):
     recording = str(RECOGNISER.parent / "recordings" / "numbers.wav")
     options = ["bench", str(RECOGNISER), "--window-ms", "320", recording]  # as one may write it
     output = output_of(capsys, *options)
-    assert "windows of 320 ms" in output
+    assert "\nwindow_ms 320, left_context 32, beam_size 1, threads 1\n" in output
     report = json.loads(output_of(capsys, *options, "--json"))
     assert {"edgeconv", "numba", "CPU"} <= report["machine"].keys()
-    assert report["options"] == {"window_ms": 320, "left_context": 32, "beam_size": 1}
+    options = {"window_ms": 320, "left_context": 32, "beam_size": 1, "threads": 1}
+    assert report["options"] == options
     results = report["results"]
     assert all(name in output and value > 0 for name, value in results.items())
     assert results["audio_s"] == pytest.approx(4.02, abs=0.01)

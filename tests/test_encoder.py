@@ -286,6 +286,7 @@ def test_threads_are_not_used_where_they_would_end_the_process(monkeypatch):
     expected = run(stream, [x])
     monkeypatch.setattr(ring, "GATE", np.ones(1, np.int64))  # another parallel loop runs
     assert same_bits(run(stream, [x]), expected)
+    assert ring.GATE.all()  # nobody went through, who would have opened it
     monkeypatch.undo()
     monkeypatch.setattr(dense, "SHARED", 0)
     if (child := os.fork()) == 0:  # OpenMP kills a forked process at a parallel loop

@@ -20,7 +20,7 @@ from edgeconv import (
     load_encoder,
     verify,
 )
-from edgeconv.encoder import Encoder
+from edgeconv.encoder import Encoder, EncoderStream
 from edgeconv.layers.parameters import with_8_bits
 
 X = np.random.default_rng(0).standard_normal((1, 120, 20), np.float32)
@@ -117,6 +117,31 @@ def test_a_wrong_weight_fails_the_proof(weights, model, target):
     with pytest.raises(VerificationError, match=r"^Encoder\(.* that the file records, got"):
         verify(target)
     verify(target, next(iter(load_all(target))))
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "way"),
+    [
+        (Encoder, "__call__", "in one piece"),
+        (EncoderStream, "flush", "in one piece"),
+        (EncoderStream, "process", r"in random pieces \(seed 3\)"),
+    ],
+)
+def test_a_wrong_bit_of_one_way_to_run(owner, name, way, model, target, monkeypatch):
+    path, config, _ = model
+    convert(path, target, config=config)
+    right, calls = getattr(owner, name), []
+
+    def wrong(self, *arguments):
+        y = right(self, *arguments)
+        calls.append(y)
+        if y.size and len(calls) > 9 * (name == "process"):
+            y.view(np.uint32).flat[-1] ^= 1
+        return y
+
+    monkeypatch.setattr(owner, name, wrong)
+    with pytest.raises(VerificationError, match=f"that the file records, got .* {way};"):
+        verify(target, seed=3)
 
 
 @pytest.mark.parametrize(

@@ -144,3 +144,12 @@ def test_a_softmax_does_not_overflow():
     pointwise.kernel(pointwise.softmax_rows)(x)
     assert x[0].tolist() == [0.5, 0.5, 0, 0]
     np.testing.assert_allclose(x[1], expected / expected.sum(), rtol=2e-7)
+
+
+def test_logarithms_of_a_softmax_reach_where_it_is_zero():
+    x = np.float32([[1e38, 1e38, -1e38, 0], [0, 1, -200, 3]])
+    y = np.empty_like(x)
+    pointwise.kernel(pointwise.log_softmax_rows)(x, y)
+    wide = x.astype(np.float64) - x.max(1, keepdims=True)
+    expected = wide - np.log(np.exp(wide).sum(1, keepdims=True))
+    np.testing.assert_allclose(y, expected, rtol=2e-7)

@@ -43,7 +43,8 @@ def definition(recording):
 def test_files_are_small():
     sizes = {path.name: path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()}
     large = {name: size for name, size in sizes.items() if size > 600_000}
-    assert set(large) == {"cards-and-commands.pth"}
+    assert set(large) == {"cards-and-commands.pth", "cards-and-commands.npz"}
+    assert large["cards-and-commands.npz"] < 3_000_000
     assert sum(sizes.values()) < 12_000_000, sizes
 
 

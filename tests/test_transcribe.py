@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import types
 import wave
 from pathlib import Path
@@ -18,6 +19,7 @@ from processes import PATHS, ROOT
 
 import edgeconv
 from edgeconv import cli
+from edgeconv.recogniser import RecogniserStream
 from edgeconv.recogniser.audio import open_wav
 from edgeconv.recogniser.microphone import open_microphone
 
@@ -85,11 +87,21 @@ def test_standard_input(kind, run, texts, sounds):
     assert run("-", stdin=data + b"\7" * (kind == "odd")) == (0, f"{texts[0]}\n", "")
 
 
+def test_a_named_pipe_is_read_once(run, texts, tmp_path):
+    """As a shell's <(sox ...)."""
+    os.mkfifo(tmp_path / "pipe")
+    data = Path(FILES[0]).read_bytes()
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[data])
+    writer.start()
+    assert run(tmp_path / "pipe")[:2] == (0, f"{texts[0]}\n")
+    writer.join()
+
+
 def test_options_reach_the_stream(run, recogniser, sounds):
     options = {"window_ms": 160, "left_context": 8, "beam_size": 4, "tail_padding_ms": 0}
     words = ["--window-ms=160", "--left-context=8", "--beam=4", "--tail-padding-ms=0"]
     expected = recogniser.transcribe(16000, sounds[0], **options)
-    _, output, _ = run(*words, "--json", FILES[0])
+    _, output, _ = run(*words, "--threads=2", "--json", FILES[0])
     final = json.loads(output.splitlines()[-1])
     assert final["text"] == expected.text
     assert final["score"] == expected.score
@@ -105,7 +117,9 @@ def test_every_result_as_json(run, texts, sounds, recogniser):
     for file, sound in zip(FILES, sounds, strict=True):
         own = [r for r in results if r["file"] == file]
         assert [r["is_final"] for r in own] == [False] * (len(own) - 1) + [True]
-        assert len(own) > 3
+        assert (
+            3 < len(own) < len(sound) / 16000 / 0.5
+        )  # one for each window, and not for each block
         heard = [r["heard"] for r in own]
         assert heard == sorted(heard)
         assert heard[-1] == pytest.approx(len(sound) / 16000, abs=1e-3)
@@ -150,6 +164,7 @@ def test_wrong_command_line(arguments, words, capsys):
         (["nan.wav"], "nan.wav: `samples` must be finite"),
         ([FILES[0], "--window-ms", "1"], "--window-ms must be at least"),
         ([FILES[0], "--beam", "0"], "--beam must be from 1"),
+        ([FILES[0], "--threads", "0"], "--threads must be from 1"),
         ([FILES[0], "--tail-padding-ms", "-1"], "--tail-padding-ms must be from 0"),
     ],
 )
@@ -185,6 +200,7 @@ def test_a_model_that_is_not_causal_takes_files_only(run, tmp_path, sounds):
     status, _, errors = run("-", "--config", config, model=model, stdin=raw(sounds[0]))
     assert status == 1
     assert "dynamic_chunk_training" in errors
+    assert "record a WAV file" in errors
 
 
 def on_a_terminal(arguments, stdin=None, until=None, **environment):
@@ -237,6 +253,20 @@ def test_a_dumb_terminal_shows_lines_only(texts):
     status, shown = on_a_terminal(FILES[:1], TERM="dumb")
     assert status == 0
     assert re.fullmatch(re.escape(f"{texts[0]}\n") + SUMMARY, shown)
+
+
+def test_ctrl_c_waits_for_the_end_of_a_call(run, monkeypatch):
+    accept, calls = RecogniserStream.accept_waveform, []
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        calls.append(accept(*arguments))
+        return calls[-1]
+
+    monkeypatch.setattr(RecogniserStream, "accept_waveform", interrupted)
+    assert run(FILES[0]) == (130, "\n", "")
+    assert len(calls) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_prints_what_was_said(sounds, texts):
@@ -335,6 +365,7 @@ def test_a_microphone_of_another_rate_in_stereo(microphones, monkeypatch, sounds
     ("device", "words"),
     [
         ("1", "microphone 1: Device unavailable; another program has it: `fuser"),
+        ("0", "microphone 0: No input device matching 0"),
         ("Bluetooth", "No input device matching 'Bluetooth'; --list-devices shows them all"),
     ],
 )

@@ -308,6 +308,9 @@ def test_wrong_arguments(source, target):
     [
         ({"version": 3}, "version 1 to 2, found 3; upgrade edgeconv, or convert"),
         ({"version": 2}, "must be JSON"),
+        ({"version": 2, "configuration": {}, "digests": {}}, "must be JSON"),
+        ({"version": 2, "configuration": {}, "digests": {"encoder": 3}}, "must be JSON"),
+        ({"version": 2, "configuration": 3, "digests": {"encoder": ""}}, "must be JSON"),
         ({"version": "1"}, "must be JSON that describes ''"),
         ({"format": "other"}, "must be JSON"),
         ({"modules": []}, "must be JSON"),

@@ -73,8 +73,8 @@ class Reader:
             case "qtensor", (Storage() as storage, _, tuple(size), *_):
                 count(size, "a tensor")
                 return Entry(storage.dtype, size, storage.n_bytes)
-        inside = [x for y in arguments for x in (y if isinstance(y, tuple) else (y,))]
-        n_bytes = sum(x.n_bytes for x in inside if isinstance(x, (Storage, Entry)))
+        parts = [x for y in arguments for x in (y if isinstance(y, tuple) else (y,))]
+        n_bytes = sum(x.n_bytes for x in parts if isinstance(x, (Storage, Entry)))
         return Entry(printable(kind), (), n_bytes)
 
     def view(

@@ -131,7 +131,9 @@ class Weights:
         """Write y (lines, rows, N), the convolution of an image (lines, rows, channels)."""
         line, row, number = image.strides
         shape = *y.shape[:2], self.n_inputs
-        x = np.lib.stride_tricks.as_strided(image, shape, (stride * line, stride * row, number))
+        # Of a contiguous image; as_strided takes 5 us, and in NumPy 2.4 keeps a byte of each call.
+        strides = stride * line, stride * row, number
+        x: Array = np.ndarray(shape, np.float32, image.data, 0, strides)
         self._multiply(x, y, line)
 
     def _multiply(self, x: Array, y: Array, tap: int) -> None:

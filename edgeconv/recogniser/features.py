@@ -102,12 +102,11 @@ class Features:
     def of_frames(self, samples: Array, n: int) -> Array:
         """Return the features of the first n frames in samples, which hold all of them."""
         features = np.empty((n, self.n_mels), np.float32)
-        (step,), size = samples.strides, self._transform.n_inputs
-        strides = self.hop_length * step, step
+        size, strides = self._transform.n_inputs, (4 * self.hop_length, 4)
         for start in range(0, n, BLOCK):
             out = features[start : start + BLOCK]
-            first = samples[start * self.hop_length + self._first :]
-            frames = np.lib.stride_tricks.as_strided(first, (len(out), size), strides)
+            first = 4 * (start * self.hop_length + self._first)
+            frames = np.ndarray((len(out), size), np.float32, samples.data, first, strides)
             waves = self._transform.rows(frames)
             waves *= waves
             n_cosines = self._mels.n_inputs

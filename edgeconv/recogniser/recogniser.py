@@ -102,6 +102,7 @@ class Recogniser:
         endpoint: object = None,
         tail_padding_ms: float = PADDING,
         search: Mapping[str, Any] | None = None,
+        threads: int = 1,
     ) -> RecogniserStream:
         """
         Start to listen.
@@ -120,6 +121,8 @@ class Recogniser:
             Silence that `input_finished` adds, for the last word to be heard.
         search : mapping, optional
             Further `SearchOptions`, by ESPnet's names.
+        threads : int, at least 1
+            How many share the encoder's dense layers; see `Encoder.stream`.
 
         Returns
         -------
@@ -149,7 +152,7 @@ class Recogniser:
             raise ValueError(f"`window_ms` must be at least {least}, got {window_ms}")
         parts = Parts(
             self._features,
-            self._encoder.stream(chunk_size, left_context),
+            self._encoder.stream(chunk_size, left_context, threads=threads),
             self._search(beam_size, search),
             self._transcript(1),  # the first embedding is dropped
             chunk_size * encoder_frame,

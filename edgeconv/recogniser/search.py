@@ -74,8 +74,7 @@ class Prefix:
     """
     The first tokens of hypotheses: the last of them, and the prefix before it.
 
-    Equal prefixes are one object, and so are compared; what no hypothesis needs is freed. Only
-    those that are hypotheses hold what the decoder made of them.
+    Equal prefixes are one object, and so are compared; what no hypothesis needs is freed.
     """
 
     __slots__ = ("__weakref__", "children", "frame", "parent", "said", "state", "token")
@@ -148,10 +147,7 @@ class Search:
         """Hear encoder frames (T, D)."""
         self._hear(self._joint.heard(encoded))
         self.frame += len(encoded)
-        tips = {prefix for _, prefix in self._hypotheses}
-        paths = [prefix.path() for prefix in tips]
-        for prefix in {prefix for path in paths for prefix in path} - tips:
-            prefix.state = prefix.said = NONE
+        paths = [prefix.path() for _, prefix in self._hypotheses]
         for prefix, *others in zip(*paths, strict=False):
             if any(other is not prefix for other in others):
                 break

@@ -1,0 +1,88 @@
+"""How fast may an encoder be on a Raspberry Pi? An estimate from peak and bandwidth.
+
+    python benchmarks/boards.py [MODEL.npz ...] [--smoke]
+
+It is no measurement: multiply-adds of the dense layers for a window of 640 ms, at 60 % of the peak
+of one core (dense tiles reach more on a PC; what is not dense layers takes the rest), plus one pass
+of their weights through memory.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import report
+
+from edgeconv import load_encoder
+from edgeconv.encoder import Encoder
+from edgeconv.layers import parameters
+
+sys.path.insert(0, str(report.ROOT / "tests"))
+from encoder_states import Numbers
+
+# Gigahertz, flop in a cycle of one core by LLVM's models (arm_model.py), gigabytes a second of one
+# core from memory, which differ with the board's revision and its cooling.
+BOARDS = {"Raspberry Pi 4": (1.5, 8, 4.0), "Raspberry Pi 5": (2.4, 16, 10.0)}
+SHARE = 0.6  # of the peak
+CHUNK, WINDOW = 20, 0.64  # encoder frames, and their seconds
+
+
+def drawn(kind, n_blocks, channels, is_vgg):
+    """Return an encoder of 256, linear 1024 and 31 taps, of random numbers."""
+    shape = {"block_type": kind, "hidden_size": 256, "linear_size": 1024, "heads": 4}
+    block, state = shape | {"conv_mod_kernel_size": 31}, Numbers()
+    state.input("embed", 256, channels, 19, is_vgg)
+    for n in range(n_blocks):
+        state.block(f"encoders.blocks.{n}", block)
+    state.norm("encoders.norm_blocks", 256)
+    conf = {
+        "input_conf": {"vgg_like": is_vgg, "subsampling_factor": 6 if is_vgg else 4},
+        "main_conf": {"dynamic_chunk_training": True},
+        "body_conf": [block | {"num_blocks": n_blocks}],
+    }
+    return Encoder(state, {"encoder_conf": conf})
+
+
+def work(encoder):
+    """Return multiply-adds and bytes of weights of a window: those of dense layers."""
+    counted = []
+
+    def count(self, x, y, tap):
+        counted.append((y.size * self.n_inputs * self._taps, self._packed.nbytes))
+        y[...] = 0
+
+    stream, multiply = encoder.stream(CHUNK), parameters.Weights._multiply
+    stream.process(np.zeros((4 * CHUNK - 1, encoder.input_size), np.float32))
+    parameters.Weights._multiply = count
+    try:
+        stream.process(np.zeros((4 * CHUNK, encoder.input_size), np.float32))
+    finally:
+        parameters.Weights._multiply = multiply
+    return np.sum(counted, axis=0)
+
+
+def main():
+    """Count and print."""
+    parser = report.arguments(__doc__)
+    shipped = report.ROOT / "weights" / "cards-and-commands.npz"
+    parser.add_argument("models", nargs="*", type=Path, default=[shipped])
+    options = parser.parse_args()
+    report.print_facts()
+    encoders = {path.name: load_encoder(path) for path in options.models}
+    if not options.smoke:
+        encoders["12 E-Branchformer of 256, conv2d"] = drawn("ebranchformer", 12, (0, 256), False)
+        encoders["18 Conformer of 256, VGG 6"] = drawn("conformer", 18, (64, 128), True)
+    rows = []
+    for name, encoder in encoders.items():
+        multiply_adds, n_bytes = work(encoder)
+        row = [name, f"{multiply_adds / WINDOW / 1e6:.0f}", f"{n_bytes / 1e6:.1f}"]
+        for gigahertz, flop, bandwidth in BOARDS.values():
+            seconds = 2e-9 * multiply_adds / (SHARE * gigahertz * flop) + n_bytes / bandwidth / 1e9
+            row.append(f"{seconds / WINDOW:.2f}")
+        rows.append(row)
+    header = ["encoder", "million multiply-adds for a second", "MB of dense weights"]
+    report.print_table([*header, *(f"of real time, {board}" for board in BOARDS)], rows)
+
+
+if __name__ == "__main__":
+    main()

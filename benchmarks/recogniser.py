@@ -1,0 +1,182 @@
+"""
+Time of recognition from samples to text: ESPnet's `Speech2Text`, and this library.
+
+    python benchmarks/recogniser.py [--window 640] [--seconds 20] [--smoke]
+
+Twelve E-Branchformer blocks of 256, an LSTM, 500 tokens, random weights that say some four tokens a
+second; float32 and 8-bit weights; greedy search (ESPnet: `maes` with a beam of 1) and a beam of
+5. All hear the same samples, in one thread, window by window in turn, so that a busy machine is
+busy for all of them; medians of windows. Then how this library's time is spent. Needs PyTorch,
+ESPnet and what `Speech2Text` imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+import yaml
+
+import edgeconv
+from edgeconv.layers.parameters import with_8_bits
+
+sys.modules.setdefault("torchaudio", ModuleType("torchaudio"))  # imported, and not used here
+RATE, BLANK = 16000, 0
+
+
+def build(folder, n_blocks):
+    """Write a model as ESPnet does; return its files."""
+    from espnet2.tasks.asr_transducer import ASRTransducerTask
+    from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
+
+    torch.manual_seed(0)
+    sums = {"sum": np.full(80, -7000.0), "sum_square": np.full(80, 7000.0 * 7 + 9000)}
+    np.savez(folder / "stats.npz", count=np.float32(1000), **sums)
+    block = {"block_type": "ebranchformer", "hidden_size": 256, "linear_size": 1024, "heads": 4}
+    fields = ASRTransducerTask.get_default_config() | {
+        "token_list": ["<blank>", "<unk>", *(f"▁{n}" for n in range(497)), "<sos/eos>"],
+        "token_type": "bpe",
+        "normalize": "global_mvn",
+        "normalize_conf": {"stats_file": str(folder / "stats.npz")},
+        "encoder_conf": {
+            "main_conf": {"dynamic_chunk_training": True},
+            "input_conf": {"conv_size": 256, "subsampling_factor": 4},
+            "body_conf": [{**block, "conv_mod_kernel_size": 31, "num_blocks": n_blocks}],
+        },
+        "decoder": "rnn",
+        "decoder_conf": {"embed_size": 256, "hidden_size": 256},
+        "joint_network_conf": {"joint_space_size": 256},
+    }
+    arguments = argparse.Namespace(**fields)
+    model = ASRTransducerTask.build_model(arguments).eval()
+    with torch.no_grad():
+        model.joint_network.lin_out.weight.mul_(12)
+        model.joint_network.lin_enc.weight.mul_(4)
+        calibrate(model, fields)
+    torch.save(model.state_dict(), folder / "model.pth")
+    with (folder / "config.yaml").open("w") as file:
+        yaml_no_alias_safe_dump(vars(arguments), file, indent=4, sort_keys=False)
+    return folder / "config.yaml", folder / "model.pth"
+
+
+def calibrate(model, configuration):
+    """Make blank so likely that the model says at most four tokens a second."""
+    audio = signal(5)
+    for _ in range(60):
+        state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+        said = edgeconv.Recogniser(state, configuration).transcribe(RATE, audio).tokens
+        if len(said) <= 20:
+            return
+        model.joint_network.lin_out.bias[BLANK] += 1
+
+
+def signal(seconds):
+    """Return noise as loud as speech, now and then."""
+    rng = np.random.default_rng(0)
+    loudness = np.repeat(rng.uniform(0, 0.3, int(seconds * 10)) ** 2, RATE // 10)
+    return (rng.standard_normal(len(loudness)) * loudness).clip(-1, 1).astype(np.float32)
+
+
+def espnet(files, window_ms, beam_size):
+    """Return a function that hears a window of samples with PyTorch."""
+    from espnet2.bin.asr_transducer_inference import Speech2Text
+
+    search = {"search_type": "maes"}
+    options = {"streaming": True, "decoding_window": window_ms, "left_context": 32}
+    model = Speech2Text(*map(str, files), search, beam_size=beam_size, **options)
+    return lambda samples: model.streaming_decode(samples, is_final=False)
+
+
+def timed(listeners, windows):
+    """Return the median milliseconds of a window for each listener."""
+    times = {name: [] for name in listeners}
+    for window in windows:
+        for name, listen in listeners.items():
+            start = time.perf_counter()
+            listen(window)
+            times[name].append(1000 * (time.perf_counter() - start))
+    return {name: float(np.median(each[2:])) for name, each in times.items()}
+
+
+class Clock:
+    """A part of a stream whose methods are timed."""
+
+    def __init__(self, part, names):
+        self._part, self._names, self.seconds = part, names, 0.0
+
+    def __getattr__(self, name):
+        value = getattr(self._part, name)
+        if name not in self._names:
+            return value
+
+        def call(*arguments):
+            start = time.perf_counter()
+            result = value(*arguments)
+            self.seconds += time.perf_counter() - start
+            return result
+
+        return call
+
+
+def shares(stream, windows):
+    """Return the seconds that features, encoder and search take."""
+    parts = {
+        "features": Clock(stream._features, ("process",)),
+        "encoder": Clock(stream._encoder, ("process",)),
+        "search": Clock(stream._search, ("advance", "best")),
+    }
+    for name, clock in parts.items():
+        setattr(stream, f"_{name}", clock)
+    for window in windows:
+        stream.accept_waveform(RATE, window)
+    return {name: clock.seconds for name, clock in parts.items()}
+
+
+def main():
+    """Print two tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--window", type=int, default=640, help="milliseconds")
+    parser.add_argument("--seconds", type=float, default=20, help="of audio")
+    parser.add_argument("--smoke", action="store_true", help="a small model, 5 s: does it run?")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    seconds = 5 if given.smoke else given.seconds
+    samples = signal(seconds)
+    size = given.window * RATE // 1000
+    windows = [samples[i : i + size] for i in range(0, len(samples) - size, size)]
+    with tempfile.TemporaryDirectory() as folder:
+        files = build(Path(folder), 2 if given.smoke else 12)
+        configuration = yaml.safe_load(files[0].read_text())
+        state = edgeconv.read_checkpoint(files[1])
+        models = {
+            "float32": edgeconv.Recogniser(state, configuration),
+            "int8": edgeconv.Recogniser(with_8_bits(state), configuration),
+        }
+        print(f"ms for a window of {given.window} ms, and how many times as fast as ESPnet\n")
+        for beam_size in (1, 5):
+            listeners = {"ESPnet": espnet(files, given.window, beam_size)}
+            for name, model in models.items():
+                stream = model.stream(given.window, beam_size=beam_size)
+                listeners[name] = lambda x, stream=stream: stream.accept_waveform(RATE, x)
+            with torch.no_grad():
+                times = timed(listeners, windows)
+            said = len(stream.accept_waveform(RATE, samples[:0]).tokens)
+            for name, each in times.items():
+                ratio = times["ESPnet"] / each
+                print(f"beam {beam_size}  {name:8}{each:8.2f}{ratio:7.2f} x")
+            print(f"        ({said} tokens in {seconds:g} s)")
+    print("\nshare of the encoder's time, float32")
+    for beam_size in (1, 5):
+        spent = shares(models["float32"].stream(given.window, beam_size=beam_size), windows)
+        for name in ("features", "search"):
+            print(f"beam {beam_size}  {name:10}{spent[name] / spent['encoder']:7.1%}")
+
+
+if __name__ == "__main__":
+    main()
