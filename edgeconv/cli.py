@@ -15,7 +15,7 @@ from edgeconv import __version__, machine, weights
 from edgeconv.blocks.overview import overview
 from edgeconv.checkpoint.error import printable
 from edgeconv.converted import FORMAT, configuration_of
-from edgeconv.demonstration import demo, shipped
+from edgeconv.demonstration import demo
 from edgeconv.digest import VerificationError
 from edgeconv.recogniser.recogniser import PADDING
 from edgeconv.state_dict import parents_of, unusable
@@ -283,7 +283,8 @@ def _bench(options: argparse.Namespace) -> None:
     if options.model is None:
         machine.bench(options.json)
         return
-    audio = options.audio or [str(path) for path in sorted(shipped().glob("recordings/*.wav"))]
+    recordings = sorted(machine.shipped().glob("recordings/*.wav"))
+    audio = options.audio or [str(path) for path in recordings]
     listening = {"window_ms": options.window_ms, "left_context": options.left_context}
     listening |= {"beam_size": options.beam, "threads": options.threads}
     machine.bench_recogniser(options.model, options.config, audio, options.json, **listening)

@@ -1,19 +1,18 @@
 """`edgeconv demo`: a model and recordings that ship, and what there is to see of them."""
 
 import json
-from pathlib import Path
 from time import perf_counter, sleep
 from typing import NamedTuple
 
 import numpy as np
 
 from edgeconv.layers.layer import Array
-from edgeconv.machine import resident
+from edgeconv.machine import MODEL, resident, shipped
 from edgeconv.recogniser import RecogniserStream, Result, load_recogniser
 from edgeconv.recogniser.audio import open_wav
 from edgeconv.terminal import CommandError, compiling
 
-MODEL, RECORDINGS = "cards-and-commands", "recordings"
+RECORDINGS = "recordings"
 WINDOW = 640  # milliseconds
 HEADING = """\
 The model was trained, on synthetic speech only. It is small, and knows a hundred English words:
@@ -75,15 +74,6 @@ def demo(is_live: bool) -> None:
     print(f"{'memory':<17}{resident() / 1e6:.0f} MB, of this process")
     if not is_same:
         raise CommandError("demo: bits are not what they must be; run `edgeconv doctor`")
-
-
-def shipped() -> Path:
-    """Return the directory of what ships: in the package, or in a checkout."""
-    package = Path(__file__).parent
-    for directory in (package / "shipped", package.parent / "weights"):
-        if (directory / f"{MODEL}.npz").is_file():
-            return directory
-    raise CommandError(f"{MODEL}.npz must be in {package}; reinstall edgeconv")
 
 
 def spoken(

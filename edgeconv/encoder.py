@@ -201,6 +201,8 @@ class EncoderStream:
         self._threads = threads
         with sharing.among(threads):
             self._embed = embed.stream()
+            self._embed.process(np.zeros((4 * chunk_size, embed.input_size), np.float32))
+            self._embed.reset()  # all was computed once, and is compiled
             self._body = Stream(body, geometry, (chunk_size - embed.lost - 1) % chunk_size + 1)
         self._width = embed.input_size
         self._latency = 4 * (chunk_size - 1)

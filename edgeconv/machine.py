@@ -21,6 +21,7 @@ FRAMES_PER_SECOND = 25  # of ESPnet's encoders: a frame every 10 ms, subsampled 
 SIZES = ((256, 15), (512, 7), (512, 31), (1024, 31))  # (C, K)
 SECONDS = 0.1  # for each size and way to run, so a few seconds for all
 WINDOWS = 100  # of a recogniser, at least
+MODEL = "cards-and-commands"  # that ships
 
 
 def time_calls(call: Callable[[], object], seconds: float) -> tuple[int, float, float]:
@@ -44,6 +45,7 @@ def doctor() -> None:
 
         try:
             kernels = [*map(ring.kernel, (1, 2, 3)), ring.parallel_kernel()]
+            load_recogniser(shipped() / f"{MODEL}.npz").stream()
         except Exception as error:  # whatever it is that stops Numba, the user is to see a remedy
             remedy = "install numba and llvmlite again, or empty their cache"
             raise CommandError(f"Numba must compile, found {error!r}; {remedy}") from error
@@ -51,6 +53,15 @@ def doctor() -> None:
     print(f"kernels   ready after {perf_counter() - start:.2f} s, {origin}")
     print(f"cache     {kernels[0].stats.cache_path or 'none: every process compiles anew'}")
     print("\nedgeconv works on this machine.")
+
+
+def shipped() -> Path:
+    """Return the directory of what ships: in the package, or in a checkout."""
+    package = Path(__file__).parent
+    for directory in (package / "shipped", package.parent / "weights"):
+        if (directory / f"{MODEL}.npz").is_file():
+            return directory
+    raise CommandError(f"{MODEL}.npz must be in {package}; reinstall edgeconv")
 
 
 def bench(as_json: bool) -> None:

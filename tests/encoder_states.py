@@ -96,7 +96,11 @@ def encoder(kinds=("ebranchformer", "conformer"), factor=4, is_vgg=False, causal
         state.block(f"encoders.blocks.{n}", block)
     state.norm("encoders.norm_blocks", 24)
     conf = {
-        "input_conf": {"vgg_like": is_vgg, "subsampling_factor": factor, "conv_size": 6},
+        "input_conf": {
+            "vgg_like": is_vgg,
+            "subsampling_factor": factor,
+            "conv_size": [5, 6] if is_vgg else 6,
+        },
         "main_conf": {
             "dynamic_chunk_training": causal,
             "short_chunk_size": 25,

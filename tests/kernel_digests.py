@@ -69,4 +69,8 @@ if __name__ == "__main__":
     digest = hashlib.sha256()
     for array in outputs():
         digest.update(np.where(np.isnan(array), np.float32(0), array).astype("<f4").tobytes())
+    if "--pointwise" not in sys.argv:
+        import test_encoder
+
+        digest.update(repr(test_encoder.digests()).encode())
     print(LANES, digest.hexdigest())

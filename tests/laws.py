@@ -42,6 +42,7 @@ def verify_contract(open_stream, signal, whole=None):
     _verify_reset(stream, signal, expected)
     _verify_snapshots(open_stream, signal, expected)
     _verify_rejections(open_stream, signal, expected)
+    _verify_that_nan_goes(stream, signal, expected)
     for dtype in (np.float64, np.float16):
         converted = signal.astype(dtype)
         assert same_bits(run(stream, [converted]), run(stream, [converted.astype(np.float32)]))
@@ -76,6 +77,16 @@ def _verify_snapshots(open_stream, signal, expected):
         assert same_bits(run(other, [signal[at:]]), after)
 
 
+def _verify_that_nan_goes(stream, signal, expected):
+    poisoned = signal.copy()
+    poisoned[len(signal) // 2, 0] = np.nan
+    answered = run(stream, [poisoned])
+    clean = ~np.isnan(answered).any(axis=1)
+    assert not clean.all()
+    assert same_bits(answered[clean], expected[clean])  # what does not show it does not know of it
+    assert same_bits(run(stream, [signal]), expected)
+
+
 def _verify_rejections(open_stream, signal, expected):
     half = len(signal) // 2
     stream = open_stream()
@@ -95,5 +106,10 @@ def _verify_rejections(open_stream, signal, expected):
             stream.restore({key: array for key, array in state.items() if key != name})
     with pytest.raises(TypeError, match="mapping"):
         stream.restore(list(state))
+    for name in state:
+        if name.endswith("waiting"):  # more frames than any chunk, or than ever came
+            longer = np.zeros((3000, state[name].shape[1]), np.float32)
+            with pytest.raises(ValueError, match="must"):
+                stream.restore(state | {name: longer})
     outputs.append(run(stream, [signal[half:]]))
     assert same_bits(np.concatenate(outputs), expected)

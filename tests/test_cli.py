@@ -17,7 +17,7 @@ import pytest
 from processes import PATHS, ROOT
 
 import edgeconv
-from edgeconv import DepthwiseConvolution, cli, demonstration, load, load_all, machine, save
+from edgeconv import DepthwiseConvolution, cli, load, load_all, machine, save
 from edgeconv.recogniser import RecogniserStream
 from edgeconv.recogniser.audio import open_wav
 
@@ -279,7 +279,7 @@ def test_demo(quick, capsys):
 @pytest.mark.parametrize("place", ["edgeconv/shipped", "weights"])
 def test_demo_finds_its_files_and_notices_different_bits(place, tmp_path, monkeypatch, capsys):
     """They are in the package where it is installed, and beside it in a checkout."""
-    monkeypatch.setattr(demonstration, "__file__", str(tmp_path / "edgeconv" / "machine.py"))
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "edgeconv" / "machine.py"))
     assert "reinstall edgeconv" in error_of(capsys, "demo")
     target = tmp_path / place
     (target / "recordings").mkdir(parents=True)

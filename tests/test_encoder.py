@@ -16,7 +16,7 @@ from reference import same_bits
 
 from edgeconv import CheckpointError
 from edgeconv.encoder import Encoder, load_encoder
-from edgeconv.kernels import dense, ring
+from edgeconv.kernels import attention, dense, pointwise, ring
 from edgeconv.layers.parameters import with_8_bits
 
 INPUTS = [(False, 4), (True, 4), (True, 6)]
@@ -175,9 +175,23 @@ def change(configuration, path, value):
         ("encoder_conf.main_conf.simplified_att_score", True, "simplified_att_score"),
         ("encoder_conf.main_conf.pos_wise_act_type", "mish", "pos_wise_act_type.*'mish'"),
         ("encoder_conf.main_conf.norm_type", "batch_norm", "norm_type.*'batch_norm'"),
-        ("encoder_conf.input_conf.subsampling_factor", 2, "factor 2"),
+        (
+            "encoder_conf.input_conf.subsampling_factor",
+            2,
+            "subsampling_factor must be one of 4.*found 2",
+        ),
         ("encoder_conf.input_conf.vgg_like", True, "vgg_like"),
         ("input_size", 40, "embed.output.weight must have shape"),
+        ("input_size", "20", "input_size must be an integer"),
+        ("encoder_conf.body_conf.0.num_blocks", "a", "num_blocks must be an integer"),
+        ("encoder_conf.body_conf.0.num_blocks", 10**9, "num_blocks must be an integer"),
+        ("encoder_conf.body_conf.0.block_type", ["x"], "block_type must be one of"),
+        ("encoder_conf.body_conf.0.norm_eps", "x", "norm_eps must be a number"),
+        ("encoder_conf.main_conf.after_norm_eps", [1], "after_norm_eps must be a number"),
+        ("encoder_conf.main_conf.swish_beta", "x", "swish_beta must be a number"),
+        ("encoder_conf.input_conf", [1], "input_conf must be a mapping"),
+        ("encoder_conf.input_conf.subsampling_factor", [4], "subsampling_factor must be one of"),
+        ("encoder_conf.input_conf.conv_size", 64, "conv_size '?64.*found 6"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(path, value, message):
@@ -199,6 +213,12 @@ def test_a_tensor_that_is_not_right_is_named(name):
         state[name] = wrong
         with pytest.raises(CheckpointError, match=layer):
             Encoder(state, configuration)
+    place = "embed" if name.startswith("embed") else ".".join(name.split(".")[:3])
+    for axis, size in enumerate(right.shape):
+        for n in {size - 1, size + 1} - {0}:
+            state[name] = np.take(right, range(n), axis, mode="wrap")
+            with pytest.raises(CheckpointError, match=place):
+                Encoder(state, configuration)
     del state[name]
     if name.endswith(".bias") and not re.search(r"norm|depthwise_conv\.", name):
         Encoder(state, configuration)  # none is zeros
@@ -292,6 +312,21 @@ def test_threads_are_not_used_where_they_would_end_the_process(monkeypatch):
     if (child := os.fork()) == 0:  # OpenMP kills a forked process at a parallel loop
         os._exit(0 if same_bits(run(stream, [x]), expected) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("weights", [dict, with_8_bits])
+def test_an_open_stream_asks_for_no_other_kernel(weights, threads, monkeypatch):
+    kernels = [module.kernel for module in (attention, dense, pointwise, ring)]
+    kernels += [dense.parallel_kernel, ring.parallel_kernel]
+    for kernel in kernels:
+        kernel.cache_clear()
+    state, configuration = encoder_state()
+    stream = Encoder(weights(state), configuration).stream(5, 6, threads=threads)
+    asked = [kernel.cache_info().misses for kernel in kernels]
+    monkeypatch.setattr(dense, "SHARED", 0)
+    run(stream, [features(83)])
+    assert [kernel.cache_info().misses for kernel in kernels] == asked
 
 
 @pytest.mark.parametrize(("threads", "error"), [(0, ValueError), (1.5, TypeError)])

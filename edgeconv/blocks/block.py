@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgeconv.checkpoint import CheckpointError
 from edgeconv.layers import (
     ConvolutionalSpatialGatingUnit,
     FeedForward,
@@ -83,12 +84,17 @@ class Block(Layer):
         raise NotImplementedError
 
     def _feed_forward(self, name: str) -> FeedForward:
-        return FeedForward.from_state_dict(
-            self._state, f"{self._prefix}.{name}", self._options.activation
-        )
+        name = f"{self._prefix}.{name}"
+        layer = FeedForward.from_state_dict(self._state, name, self._options.activation)
+        self._check(name, layer.input_size, self.input_size)
+        return layer
 
-    def _linear(self, name: str) -> Linear:
-        return Linear.from_state_dict(self._state, f"{self._prefix}.{name}")
+    def _linear(self, name: str, n_outputs: int, n_inputs: int) -> Linear:
+        return Linear.from_state_dict(self._state, f"{self._prefix}.{name}", (n_outputs, n_inputs))
+
+    def _check(self, name: str, width: int, expected: int) -> None:
+        if width != expected:
+            raise CheckpointError(f"{name} must be of width {expected}", str(width))
 
     def _gating(self) -> ConvolutionalSpatialGatingUnit:
         options = self._options

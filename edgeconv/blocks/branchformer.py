@@ -22,9 +22,10 @@ class Branchformer(Block):
 
     def _build(self) -> None:
         self._gelu = Activation("gelu")
-        self._expand, self._contract = map(self._linear, ("channel_proj1.0", "channel_proj2"))
-        self._merge = self._linear("merge_proj")
-        gating = self._gating()
+        gating, size = self._gating(), self.input_size
+        self._expand = self._linear("channel_proj1.0", gating.input_size, size)
+        self._contract = self._linear("channel_proj2", size, gating.output_size)
+        self._merge = self._linear("merge_proj", size, 2 * size)
         self._layers["conv_mod"] = gating
         self.sizes["linear_size"] = self._expand.output_size
         self.sizes["conv_mod_kernel_size"] = gating.kernel_size

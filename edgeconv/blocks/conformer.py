@@ -31,6 +31,7 @@ class Conformer(Block):
             causal=options.causal,
             eps=1e-5 if eps is None else eps,
         )
+        self._check(f"{self._prefix}.conv_mod", conv.input_size, self.input_size)
         self._layers["conv_mod"] = conv
         self.sizes["linear_size"] = self._forward.linear_size
         self.sizes["conv_mod_kernel_size"] = conv.kernel_size

@@ -18,6 +18,8 @@ from edgeconv.layers.norm import NORMS
 
 REMEDY = "give the config.yaml that ESPnet wrote beside the checkpoint"
 CAUSAL = "dynamic_chunk_training"
+MOST_BLOCKS = 1000
+NUMBERS = ("eps", "partial", "_beta", "_val", "_slope")  # ends of names of numbers
 BLOCKS = {"conformer": Conformer, "ebranchformer": EBranchformer, "branchformer": Branchformer}
 
 
@@ -80,7 +82,14 @@ class Description(NamedTuple):
             raise CheckpointError(f"{prefix} must be as vgg_like in input_conf says", found, REMEDY)
         mels = "frontend.logmel.melmat"
         n_features = state[mels].shape[1] if mels in state else 80
-        factor = self.input.get("subsampling_factor")
+        factor, last = self.input.get("subsampling_factor"), f"{prefix}.conv.{7 if is_vgg else 2}"
+        stated = self.input.get("conv_size")
+        sizes = [*stated] if isinstance(stated, list | tuple) else [stated]
+        if stated is not None and f"{last}.weight" in state:
+            n_channels = len(state[f"{last}.weight"])
+            if sizes[-1:] != [n_channels]:
+                expected = f"{last} must have conv_size {shown(repr(stated))}, as input_conf says"
+                raise CheckpointError(expected, str(n_channels), REMEDY)
         return ConvInput.from_state_dict(
             state,
             prefix,
@@ -99,14 +108,29 @@ def describe(configuration: Mapping[str, Any]) -> Description:
         raise CheckpointError("simplified_att_score must be false: these scores are left out")
     for name in ("pos_wise_act_type", "conv_mod_act_type"):
         _check(name, main.get(name, "swish"), ACTIVATIONS)
+    source = {} if encoder.get("input_conf") is None else encoder["input_conf"]
+    if not isinstance(source, Mapping):
+        raise CheckpointError("input_conf must be a mapping", shown(repr(source)), REMEDY)
+    factors = (4,) if source.get("vgg_like") is False else (4, 6)
+    _check("subsampling_factor", source.get("subsampling_factor") or 4, factors)
+    for options in (main, *bodies):
+        for name, value in options.items():
+            if name.endswith(NUMBERS) and not isinstance(value, int | float | None):
+                raise CheckpointError(f"{name} must be a number", shown(repr(value)), REMEDY)
     for name in ("norm_type", "conv_mod_norm_type"):
         _check(name, main.get(name, "layer_norm"), NORMS)
     blocks = []
     for body in bodies:
         _check("block_type", body.get("block_type"), BLOCKS)
-        blocks += [_normalised(body)] * int(body.get("num_blocks") or 1)
+        count = body.get("num_blocks") or 1
+        if type(count) is not int or not 0 < count <= MOST_BLOCKS:
+            expected = f"num_blocks must be an integer from 1 to {MOST_BLOCKS}"
+            raise CheckpointError(expected, shown(repr(count)), REMEDY)
+        blocks += [_normalised(body)] * count
     features = configuration.get("input_size") or _n_mels(configuration)
-    return Description(encoder.get("input_conf") or {}, main, blocks, features)
+    if features is not None and type(features) is not int:
+        raise CheckpointError("input_size must be an integer", shown(repr(features)), REMEDY)
+    return Description(source, main, blocks, features)
 
 
 def options_of(configuration: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -132,9 +156,9 @@ def is_causal(configuration: Mapping[str, Any]) -> bool:
     return bool(options_of(configuration)[1].get(CAUSAL, False))
 
 
-def _check(name: str, value: object, choices: Collection[str]) -> None:
-    if value not in choices:
-        expected = f"{name} must be one of {', '.join(choices)}"
+def _check(name: str, value: object, choices: Collection[object]) -> None:
+    if not isinstance(value, str | int) or value not in choices:
+        expected = f"{name} must be one of {', '.join(map(str, choices))}"
         raise CheckpointError(f"{expected}: others are left out", shown(value))
 
 

@@ -32,6 +32,7 @@ class EBranchformer(Branchformer):
         )
         name = f"{self._prefix}.depthwise_conv_mod.conv"
         self._depthwise = convolution(self._state, name, self._options.causal)
+        self._check(name, self._depthwise.channels, 2 * self.input_size)
         self.sizes["depth_conv_kernel_size"] = self._depthwise.kernel_size
 
     def _memory(self, geometry: Geometry) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _PARAMETERS: dict[str, dict[str, float]] = {
     "gelu": {},
     "exp": {},
 }
-ACTIVATIONS = tuple(_PARAMETERS)
+ACTIVATIONS = tuple(name for name in _PARAMETERS if name not in ("gelu", "exp"))  # the layers' own
 
 
 class Activation:

@@ -51,7 +51,12 @@ class RelPositionMultiHeadedAttention(Layer):
         if f"{prefix}.linear_pos.bias" in state:
             raise CheckpointError(f"{prefix} must not have simplified scores, which are left out")
         names = [f"{prefix}.pos_bias_{name}" for name in "uv"]
-        biases = np.stack([tensor(state, name, ("heads", "size")) for name in names])
+        shape: tuple[Any, ...] = "heads", "size"
+        parts = []
+        for name in names:
+            parts.append(tensor(state, name, shape))
+            shape = parts[0].shape
+        biases = np.stack(parts)
         width = biases[0].size
         linear = [f"{prefix}.linear_{name}" for name in "qkv"]
         positions = Linear.from_state_dict(state, f"{prefix}.linear_pos")

@@ -60,10 +60,10 @@ class ConformerConvolution(Layer):
         CheckpointError
             If a tensor is missing or of another shape.
         """
-        before = Linear.from_state_dict(state, f"{prefix}.pointwise_conv1")
-        after = Linear.from_state_dict(state, f"{prefix}.pointwise_conv2")
-        weight = tensor(state, f"{prefix}.depthwise_conv.weight", (before.input_size, 1, "K"))
-        channels = (len(weight),)
+        weight = tensor(state, f"{prefix}.depthwise_conv.weight", ("C", 1, "K"))
+        channels = (size,) = (len(weight),)
+        before = Linear.from_state_dict(state, f"{prefix}.pointwise_conv1", (2 * size, size))
+        after = Linear.from_state_dict(state, f"{prefix}.pointwise_conv2", (size, size))
         bias = tensor(state, f"{prefix}.depthwise_conv.bias", channels)
         names = ("weight", "bias", "running_mean", "running_var")
         factor, offset, mean, variance = (

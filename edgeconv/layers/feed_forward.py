@@ -37,12 +37,13 @@ class FeedForward(Layer):
         Raises
         ------
         CheckpointError
-            If one is missing.
+            If one is missing, or they do not fit each other.
         ValueError
             If there is no such activation.
         """
         expand = Linear.from_state_dict(state, f"{prefix}.w_1")
-        contract = Linear.from_state_dict(state, f"{prefix}.w_2")
+        shape = expand.input_size, expand.output_size
+        contract = Linear.from_state_dict(state, f"{prefix}.w_2", shape)
         if isinstance(activation, str):
             activation = Activation(activation)
         return cls(expand, contract, activation)

@@ -233,5 +233,5 @@ class Frames:
         """Go to a state."""
         shape = ("n", *self._frames.shape[1:])
         frames = float32("state['frames']", state["frames"], shape, "an input block")
-        integers("len(state['frames'])", len(frames), 0, self._stage.reach)
+        integers("len(state['frames'])", len(frames), 0, self._stage.reach - 1)
         self._frames = frames.copy()

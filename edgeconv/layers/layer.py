@@ -236,7 +236,7 @@ class Stream:
         state = {
             "layer": np.array(self._name),
             "waiting": self._waiting.copy(),
-            "counts": np.array([self._missing, self._frames_in, self._frames_out]),
+            "counts": np.array([self._frames_in, self._frames_out]),
         }
         for name, part in _parts(self._memory).items():
             state |= {f"{name}.{key}": array for key, array in part.snapshot().items()}
@@ -266,14 +266,18 @@ class Stream:
         width = self._layer.input_size
         waiting = float32("state['waiting']", state["waiting"], ("n", width), self).copy()
         counts = integers("state['counts']", state["counts"], 0, 2**62)
-        check_shape("state['counts']", counts, (3,), self)
+        check_shape("state['counts']", counts, (2,), self)
+        frames_in, frames_out = counts.tolist()
+        is_first = self._layer.chunked and frames_in == len(waiting)
+        missing_frames = self._first if is_first else self._geometry.chunk_size
+        integers("len(state['waiting'])", len(waiting), 0, min(frames_in, missing_frames - 1))
         try:
             self._restore(state)
         except (TypeError, ValueError):
             self._restore(own)
             raise
-        self._waiting = waiting
-        self._missing, self._frames_in, self._frames_out = counts.tolist()
+        self._waiting, self._missing = waiting, missing_frames
+        self._frames_in, self._frames_out = frames_in, frames_out
 
     def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         for name, part in _parts(self._memory).items():

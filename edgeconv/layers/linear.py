@@ -22,7 +22,9 @@ class Linear(Layer):
         self.input_size, self.output_size = weights.n_inputs, weights.n_outputs
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], prefix: str) -> Linear:
+    def from_state_dict(
+        cls, state: Mapping[str, Any], prefix: str, shape: tuple[Any, Any] = ("N", "K")
+    ) -> Linear:
         """
         Take the weights out of a state dict.
 
@@ -33,13 +35,15 @@ class Linear(Layer):
             The weight may be int8, with a float32 ``prefix.weight_scale`` (N,).
         prefix : str
             The layer's name.
+        shape : tuple
+            N and K, or a letter for what may be any.
 
         Raises
         ------
         CheckpointError
             If there is no such layer.
         """
-        return cls(Weights(state, prefix, shape=("N", "K")))
+        return cls(Weights(state, prefix, shape=shape))
 
     def _run(self, x: Array, memory: dict[str, Any]) -> Array:
         return self.weights.rows(x)

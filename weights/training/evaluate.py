@@ -16,6 +16,7 @@ from model import ESPnetASRTransducerModel, load
 from edgeconv import load_recogniser
 
 RATE = 16_000
+MAX_SYMBOLS = 5  # words in one encoder frame
 LEFT_CONTEXT = 32  # encoder frames, Speech2Text's default
 
 
@@ -33,15 +34,20 @@ def words_of(model: ESPnetASRTransducerModel, encoded: torch.Tensor) -> list[str
     list of str
     """
     heard = model.joint_network.lin_enc(encoded)
-    frame, words = 0, [0]
-    while True:
+    frame, words, symbols = 0, [0], 0
+    while frame < len(heard):
         said = model.joint_network.lin_dec(model.decoder(torch.tensor([[words[-1]]]))[0, 0])
         best = model.joint_network(heard[frame:], said, no_projection=True).argmax(-1)
         emitted = best.nonzero()
-        if not len(emitted) or len(words) > len(encoded):
-            return [model.token_list[word] for word in words[1:]]
-        frame += int(emitted[0])
-        words.append(int(best[emitted[0]]))
+        if not len(emitted):
+            break
+        blanks = int(emitted[0])
+        symbols = 1 if blanks else symbols + 1
+        frame += blanks
+        words.append(int(best[blanks]))
+        if symbols == MAX_SYMBOLS:
+            frame, symbols = frame + 1, 0
+    return [model.token_list[word] for word in words[1:]]
 
 
 def streamed(
