@@ -71,7 +71,7 @@ def configuration_of(checkpoint: Checkpoint, config: File | None) -> dict[str, A
     with naming(checkpoint.path):
         own = read_header(checkpoint).configuration
         if own is not None and config is not None:
-            raise ValueError(f"`config` must be None for a converted model, got {config!r}")
+            raise ValueError("`config` must not be given for a converted model, which has its own")
         if own is None and config is None:
             remedy = "pass `config`, the config.yaml that ESPnet wrote beside the checkpoint"
             raise CheckpointError("a model must come with its configuration", "none", remedy)

@@ -26,6 +26,9 @@ from edgeconv.terminal import CommandError, compiling, table
 STDIN = "-"
 SILENT = "no samples came; if a program records them, see what it says"
 TYPED = "standard input is a terminal; pipe samples into it: arecord -f S16_LE -r {} -c 1 -t raw |"
+WHOLE = "the model is not causal and hears a file at once; leave out window, left context, threads "
+WHOLE += "and endpoints"
+WINDOW, LEFT = 640, 32  # the defaults
 NO_DEVICE = "no microphone was found; `arecord -l` lists ALSA's, `groups` must include audio"
 
 
@@ -35,7 +38,10 @@ def transcribe(options: argparse.Namespace) -> None:
     for path in files:
         if not Path(path).is_fifo():  # what is wrong is said before hours of computing
             open_wav(path).close()
-    is_live = len(files) < len(options.audio) or options.microphone is not None
+    n_pipes = len(options.audio) - len(files)
+    if n_pipes > 1:
+        raise CommandError(f"{STDIN} must be given once: standard input can be heard only once")
+    is_live = bool(n_pipes) or options.microphone is not None
     printer = Printer(options.json, len(options.audio) > 1)
     with compiling():
         recogniser = load_recogniser(options.model, options.config)
@@ -48,6 +54,9 @@ def transcribe(options: argparse.Namespace) -> None:
                 options.tail_padding_ms,
                 threads=options.threads,
             )
+    own = options.window_ms, options.left_context, options.threads, bool(options.endpoint)
+    if not recogniser.causal and own != (WINDOW, LEFT, 1, False):
+        raise CommandError(f"{options.model}: {WHOLE}")
     for audio in sources(options, recogniser.sample_rate, printer):
         if recogniser.causal:
             listen(stream, audio, printer)
@@ -93,13 +102,15 @@ def listen(stream: RecogniserStream, audio: Audio, printer: Printer) -> None:
     with contextlib.closing(audio), naming(audio):
         try:
             for block in audio.blocks:
-                with printer.counting(len(block)):
-                    result = stream.accept_waveform(audio.sample_rate, block)
-                printer.show(result)
+                with uninterrupted():
+                    with printer.counting(len(block)):
+                        result = stream.accept_waveform(audio.sample_rate, block)
+                    printer.show(result)
         finally:
-            with printer.counting(0):
-                result = stream.input_finished()
-            printer.show(result)
+            with uninterrupted():
+                with printer.counting(0):
+                    result = stream.input_finished()
+                printer.show(result)
         printer.end()
 
 
@@ -125,7 +136,7 @@ def naming(audio: Audio) -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block: a stream is not to be left inside a call."""
+    """Let Ctrl-C wait for the end of the block: a call ends, and what it returned is printed."""
     own = signal.default_int_handler
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(2) is not own:
         yield
@@ -168,11 +179,10 @@ class Printer:
     def counting(self, frames: int) -> Iterator[None]:
         """Count the time that the block takes to hear so many frames."""
         start = perf_counter()
-        with uninterrupted():
-            yield
-            self._frames += frames
-            self.heard += frames / self._audio.sample_rate
-            self.computing += perf_counter() - start
+        yield
+        self._frames += frames
+        self.heard += frames / self._audio.sample_rate
+        self.computing += perf_counter() - start
 
     def show(self, result: Result) -> None:
         """Print a result if it is final, else show it if there is a terminal."""

@@ -1,6 +1,7 @@
 """Hypothesis profiles: `ci` draws the same examples every time, `default` new ones."""
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -13,3 +14,6 @@ settings.register_profile("ci", derandomize=True, **common)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "default")
 )
+
+# Under nohup, and behind a shell's &, it is ignored: here, and in every process that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)

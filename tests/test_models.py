@@ -176,7 +176,7 @@ def test_which_configuration(model, target):
         load_encoder(path)
     convert(path, target, config=config, weights="int8")
     for call in (load_encoder, lambda path, config: convert(path, "new.npz", config=config)):
-        with pytest.raises(ValueError, match="`config` must be None for a converted model"):
+        with pytest.raises(ValueError, match="`config` must not be given for a converted model"):
             call(target, config)
     with pytest.raises(CheckpointError, match="weights of floats, found int8; convert the file"):
         convert(target, target.with_name("new.npz"))

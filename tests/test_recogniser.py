@@ -196,6 +196,9 @@ def test_what_is_no_snapshot_changes_nothing():
         other.snapshot(),
         state | {"features.samples": np.array(["x"])},
         state | {"counts": np.array(["x", "y"])},
+        state | {"counts": np.array([20000, 16000, 0])},
+        state | {"counts": np.array([20000, 48000])},
+        state | {"features.next": np.array(10**6)},
         TINY.stream(160).snapshot(),
         7,
     ]

@@ -19,7 +19,7 @@ from processes import PATHS, ROOT
 
 import edgeconv
 from edgeconv import cli
-from edgeconv.recogniser import RecogniserStream
+from edgeconv.recogniser import RecogniserStream, Result
 from edgeconv.recogniser.audio import open_wav
 from edgeconv.recogniser.microphone import open_microphone
 
@@ -161,7 +161,8 @@ def test_wrong_command_line(arguments, words, capsys):
         ([FILES[0], "some.ogg"], "some.ogg: .* found Ogg; convert it: ffmpeg -i some.ogg"),
         (["empty.wav"], "empty.wav: no samples came"),
         (["-"], "standard input: no samples came; if a program records them, see what it says"),
-        (["nan.wav"], "nan.wav: `samples` must be finite"),
+        (["nan.wav"], "nan.wav: its floats must be within -1 to 1; save it as 16-bit PCM"),
+        (["-", "-"], "- must be given once"),
         ([FILES[0], "--window-ms", "1"], "--window-ms must be at least"),
         ([FILES[0], "--beam", "0"], "--beam must be from 1"),
         ([FILES[0], "--threads", "0"], "--threads must be from 1"),
@@ -267,6 +268,16 @@ def test_ctrl_c_waits_for_the_end_of_a_call(run, monkeypatch):
     assert run(FILES[0]) == (130, "\n", "")
     assert len(calls) == 1
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_in_a_call_that_ends_an_utterance_loses_nothing(run, monkeypatch):
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGINT)
+        return Result("all of it", (), (), True, 0.0)
+
+    monkeypatch.setattr(RecogniserStream, "accept_waveform", interrupted)
+    status, output, _ = run(FILES[0])
+    assert (status, output.splitlines()[0]) == (130, "all of it")
 
 
 def test_ctrl_c_prints_what_was_said(sounds, texts):

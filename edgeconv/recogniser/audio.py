@@ -13,10 +13,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from edgeconv.arguments import as_float32
 from edgeconv.checkpoint.error import printable
 from edgeconv.layers.layer import Array
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # WAVE_FORMAT_...
+LOUDEST = 16.0  # floats beyond this are no samples in [-1, 1], but integers that became floats
 COMPRESSED = {2: "ADPCM", 6: "A-law", 7: "mu-law", 0x11: "IMA ADPCM", 0x31: "GSM", 0x55: "MP3"}
 STARTS = {
     b"fLaC": "FLAC", b"OggS": "Ogg", b"ID3": "MP3", b"\xff\xfb": "MP3", b"\xff\xf3": "MP3",
@@ -118,7 +120,9 @@ class Encoding(NamedTuple):
     def mono(self, data: bytes) -> Array:
         """Return whole frames as float32 in [-1, 1], channels averaged in their order."""
         if self.tag == FLOAT:
-            samples: Array = np.frombuffer(data, f"<f{self.bits // 8}").astype(np.float32)
+            samples: Array = as_float32(np.frombuffer(data, f"<f{self.bits // 8}"))
+            if not np.abs(samples).max(initial=0) <= LOUDEST:  # NaN is not
+                raise ValueError("its floats must be within -1 to 1; save it as 16-bit PCM")
         elif self.bits == 8:
             samples = (
                 np.frombuffer(data, np.uint8).astype(np.float32) - np.float32(128)

@@ -79,7 +79,14 @@ def open_microphone(
         raise ValueError(f"{name}: {text}; {remedy}") from error
     encoding = Encoding(PCM, channels, rate, 16)
     blocks = _recorded(waiting, encoding, name, warn)
-    return Audio(name, rate, blocks, stream.close, None, is_live=True)
+
+    def close() -> None:
+        stream.close()
+        missed = (waiting.qsize() - 1) * BLOCK  # but for the None at its end
+        if missed >= 1:
+            warn(f"{missed:.0f} s that were recorded are not heard: computing was behind")
+
+    return Audio(name, rate, blocks, close, None, is_live=True)
 
 
 def _recorded(

@@ -54,11 +54,11 @@ class Recogniser:
     """
 
     def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
-        self._tokens = Tokens(configuration)
         if EMBED not in state:
             found = "an encoder alone" if "encoder.embed.conv.0.weight" in state else "none"
             remedy = "give the whole model; `load_encoder` takes an encoder"
             raise CheckpointError(f"a recogniser must have a decoder, {EMBED}", found, remedy)
+        self._tokens = Tokens(configuration)
         self._features = Features(state, configuration)
         self._encoder = Encoder(state, configuration)
         self._decoder, self._joint = Decoder(state, configuration), Joint(state, configuration)

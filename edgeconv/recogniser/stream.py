@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeconv.arguments import as_float32, described, integers, is_array, is_integer
+from edgeconv.arguments import as_float32, check_shape, described, integers, is_array, is_integer
 from edgeconv.encoder import EncoderStream
 from edgeconv.layers.layer import Array
+from edgeconv.recogniser.audio import LOUDEST
 from edgeconv.recogniser.endpoint import EndpointRules
 from edgeconv.recogniser.features import Features, FeatureStream
 from edgeconv.recogniser.search import Search
 from edgeconv.recogniser.tokens import Tokens
-
-LOUDEST = 16.0  # floats beyond this are no samples in [-1, 1], but integers that became floats
 
 
 @dataclass(frozen=True)
@@ -245,6 +244,9 @@ class RecogniserStream:
             if name not in state:
                 raise ValueError(f"`state` must have {name}, got {sorted(state)[:3]}, ...")
         counts = integers("state['counts']", state["counts"], 0, 2**62)
+        check_shape("state['counts']", counts, (2,), self)
+        if counts[1] not in (0, self._rate):
+            raise ValueError(f"`state` must be of {self._rate} Hz, got {counts[1]}")
         try:
             for name, part in self._parts.items():
                 start = f"{name}."

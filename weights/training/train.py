@@ -18,7 +18,6 @@ from model import (
     ESPnetASRTransducerModel,
     build,
     configuration,
-    load,
     save,
     save_statistics,
 )
@@ -201,9 +200,8 @@ class Trainer:
     The weights that are kept are the running mean of those of the latest thousand steps.
     """
 
-    def __init__(self, losses: Losses, minutes: float, peak: float, lesson: float):
+    def __init__(self, losses: Losses, minutes: float):
         self.losses, self.seconds, self.start = losses, 60 * minutes, time.monotonic()
-        self.peak, self.lesson = peak, lesson
         self.steps = 0
         self.optimiser = torch.optim.AdamW(losses.parameters(), weight_decay=0.02, fused=True)
         self.mean = torch.optim.swa_utils.AveragedModel(losses.model, multi_avg_fn=self._average)
@@ -216,14 +214,14 @@ class Trainer:
         self, features: torch.Tensor, words: list[torch.Tensor], phones: torch.Tensor
     ) -> tuple[float, float, float]:
         """Learn from a batch; return the three losses."""
-        rate = self.peak * min(1, (self.steps + 1) / WARM_UP)
+        rate = PEAK * min(1, (self.steps + 1) / WARM_UP)
         rate *= 0.5 + 0.5 * math.cos(math.pi * min(1, self.elapsed()))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.losses.train()
         transducer, by_word, by_phone = self.losses(features, words, phones)
         self.optimiser.zero_grad()
-        loss = (transducer + CTC_WEIGHT * by_word) * (1 if self.elapsed() > self.lesson else 0.02)
+        loss = (transducer + CTC_WEIGHT * by_word) * (1 if self.elapsed() > LESSON else 0.02)
         (loss + max(0.2, 1 - self.elapsed()) * by_phone).backward()
         torch.nn.utils.clip_grad_norm_(self.losses.parameters(), 5.0)
         self.optimiser.step()
@@ -247,8 +245,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--every", type=float, default=5, help="minutes between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--peak", type=float, default=PEAK, help="the largest learning rate")
-    parser.add_argument("--start", type=Path, help="go on with this model, like the one to write")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.set_flush_denormal(True)
@@ -262,11 +258,7 @@ def main() -> None:
     ]
     save_statistics(torch.cat([features.flatten(0, 1) for features in sample]), statistics)
     fields = configuration(vocabulary(), str(statistics))
-    losses, lesson = Losses(build(fields), training.phones), LESSON
-    if given.start:
-        losses.model.load_state_dict(load(given.start).state_dict())  # with its own statistics
-        lesson = 0.0
-    trainer = Trainer(losses, given.minutes, given.peak, lesson)
+    trainer = Trainer(Losses(build(fields), training.phones), given.minutes)
     fields["normalize_conf"]["stats_file"] = statistics.name
     best, due, means = math.inf, given.every, [0.0, 0.0, 0.0]
     while trainer.elapsed() < 1:
