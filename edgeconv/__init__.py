@@ -1,4 +1,4 @@
-"""Streaming encoders of ESPnet speech recognisers, and their convolutions, without PyTorch."""
+"""Streaming speech recognition with ESPnet's transducers, on small CPUs and without PyTorch."""
 
 from edgeconv.checkpoint import CheckpointError, read_checkpoint
 from edgeconv.convolution import DepthwiseConvolution

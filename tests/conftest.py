@@ -1,4 +1,4 @@
-"""Hypothesis profiles: `ci` draws the same examples every time, `default` new ones."""
+"""Hypothesis profiles: `ci` and `short` draw the same examples every time, `default` new ones."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ common = {
 }  # the first calls compile
 settings.register_profile("default", **common)
 settings.register_profile("ci", derandomize=True, **common)
+settings.register_profile("short", derandomize=True, max_examples=20, **common)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "default")
 )

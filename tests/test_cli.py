@@ -44,6 +44,7 @@ COMPUTING = ["convert", "verify", "transcribe", "demo", "doctor"]
 def compiled():
     """Compile what the tests do not expect to be announced."""
     edgeconv.verify(CAUSAL)
+    edgeconv.load_recogniser(RECOGNISER).stream()
 
 
 @pytest.fixture
