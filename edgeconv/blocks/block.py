@@ -81,7 +81,7 @@ class Block(Layer):
 
     def _build(self) -> None:
         """Make the layers beside attention and norms."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of block has its own
 
     def _feed_forward(self, name: str) -> FeedForward:
         name = f"{self._prefix}.{name}"

@@ -18,10 +18,10 @@ class File:
 
     def __init__(self, path: str) -> None:
         # Looked at before it is opened, which would wait for the writer of a pipe.
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - as the next line
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - Path("") is "."
             found = "a directory, a pipe or a device"
             raise CheckpointError("the path must lead to a file", found, "give a checkpoint's path")
-        self.stream = open(path, "rb")  # noqa: PTH123, SIM115 - it stays open
+        self.stream = open(path, "rb")  # noqa: PTH123, SIM115 - likewise; it stays open
         weakref.finalize(self, self.stream.close)
         self.size = os.fstat(self.stream.fileno()).st_size
 

@@ -131,7 +131,7 @@ class Stage:
 
     def run(self, x: Array, n: int) -> Array:
         """Return `n` output frames of padded input frames."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of stage has its own
 
     def run_end(self, x: Array) -> Array:
         """Return the output frame of fewer frames than it needs, if it has one."""

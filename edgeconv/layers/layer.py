@@ -102,7 +102,7 @@ class Layer:
 
     def _run(self, x: Array, memory: dict[str, Any]) -> Array:
         """Return the outputs that frames (T, input_size), or a whole chunk, make final."""
-        raise NotImplementedError
+        raise NotImplementedError  # each layer has its own
 
     def _finish(self, memory: dict[str, Any]) -> Array:
         """Return the outputs that the end of the signal makes final."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import queue
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from edgeconv.layers.layer import Array
@@ -143,7 +144,7 @@ def _quiet() -> Iterator[None]:
     """Let ALSA and PortAudio, which write to stderr what they try, write to nowhere."""
     kept = os.dup(2)
     try:
-        with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:

@@ -171,7 +171,7 @@ class Search:
         return score / (1 + len(self._agreed) + len(prefix.path()))
 
     def _hear(self, heard: Array) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # the searches differ in this
 
     def _ask(self, prefixes: Iterable[Prefix], states: Array | None = None) -> None:
         """Ask the decoder what follows prefixes of which it was not asked before."""
