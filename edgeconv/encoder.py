@@ -16,7 +16,15 @@ from edgeconv.checkpoint import CheckpointError, read_checkpoint
 from edgeconv.checkpoint.error import naming
 from edgeconv.converted import configuration_of
 from edgeconv.layers import ConvInput, Norm
-from edgeconv.layers.layer import Array, Geometry, Layer, Stream, checked_geometry
+from edgeconv.layers.layer import (
+    Array,
+    Geometry,
+    Layer,
+    Stream,
+    checked_geometry,
+    restore_all,
+    snapshot_of,
+)
 from edgeconv.layers.parameters import sharing
 
 
@@ -271,8 +279,7 @@ class EncoderStream:
 
     def snapshot(self) -> dict[str, Any]:
         """Return the stream's state by name, for ``np.savez``; no later call changes it."""
-        parts = {"embed": self._embed, "body": self._body}
-        return {f"{n}.{k}": v for n, part in parts.items() for k, v in part.snapshot().items()}
+        return snapshot_of({"embed": self._embed, "body": self._body})
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """
@@ -285,14 +292,7 @@ class EncoderStream:
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"`state` must be a mapping of arrays, got {described(state)}")
-        before = self._embed.snapshot()
-        for name, part in (("embed.", self._embed), ("body.", self._body)):
-            own = {key[len(name) :]: state[key] for key in state if key.startswith(name)}
-            try:
-                part.restore(own)
-            except (TypeError, ValueError):
-                self._embed.restore(before)
-                raise
+        restore_all({"embed": self._embed, "body": self._body}, state)
 
     def __repr__(self) -> str:
         return f"<EncoderStream, {self.frames_in} feature frames in, {self.frames_out} frames out>"

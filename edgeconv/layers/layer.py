@@ -233,14 +233,11 @@ class Stream:
         dict of str to ndarray
             ``np.savez(path, **state)`` keeps them for any machine.
         """
-        state = {
+        return {
             "layer": np.array(self._name),
             "waiting": self._waiting.copy(),
             "counts": np.array([self._frames_in, self._frames_out]),
-        }
-        for name, part in _parts(self._memory).items():
-            state |= {f"{name}.{key}": array for key, array in part.snapshot().items()}
-        return state
+        } | snapshot_of(_parts(self._memory))
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """
@@ -271,18 +268,9 @@ class Stream:
         is_first = self._layer.chunked and frames_in == len(waiting)
         missing_frames = self._first if is_first else self._geometry.chunk_size
         integers("len(state['waiting'])", len(waiting), 0, min(frames_in, missing_frames - 1))
-        try:
-            self._restore(state)
-        except (TypeError, ValueError):
-            self._restore(own)
-            raise
+        restore_all(_parts(self._memory), state)
         self._waiting, self._missing = waiting, missing_frames
         self._frames_in, self._frames_out = frames_in, frames_out
-
-    def _restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        for name, part in _parts(self._memory).items():
-            start = f"{name}."
-            part.restore({key[len(start) :]: state[key] for key in state if key.startswith(start)})
 
     @property
     def _name(self) -> str:
@@ -300,6 +288,26 @@ def checked_geometry(chunk_size: object, left_context: object) -> Geometry:
         check_shape(name, checked, (), "a stream with attention")
         sizes.append(int(checked))
     return Geometry(sizes[0], sizes[1])
+
+
+def snapshot_of(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the states of parts, under their names."""
+    return {
+        f"{n}.{key}": array for n, part in parts.items() for key, array in part.snapshot().items()
+    }
+
+
+def restore_all(parts: Mapping[str, Any], state: Mapping[str, NDArray[Any]]) -> None:
+    """Bring parts to their states in what `snapshot_of` returned: all of them, or none."""
+    before = {name: part.snapshot() for name, part in parts.items()}
+    try:
+        for name, part in parts.items():
+            start = f"{name}."
+            part.restore({key[len(start) :]: state[key] for key in state if key.startswith(start)})
+    except (TypeError, ValueError):
+        for name, part in parts.items():
+            part.restore(before[name])
+        raise
 
 
 def _parts(memory: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeconv.arguments import as_float32, check_shape, described, integers, is_array, is_integer
 from edgeconv.encoder import EncoderStream
-from edgeconv.layers.layer import Array
+from edgeconv.layers.layer import Array, restore_all, snapshot_of
 from edgeconv.recogniser.audio import LOUDEST
 from edgeconv.recogniser.endpoint import EndpointRules
 from edgeconv.recogniser.features import Features, FeatureStream
@@ -222,10 +222,10 @@ class RecogniserStream:
                 f"`sample_rate` must be the model's for a snapshot, {self._rate}, got "
                 f"{self._given_rate}; resample before `accept_waveform`"
             )
-        state = {"counts": np.array([self._samples, self._given_rate])}
-        for name, part in self._parts.items():
-            state |= {f"{name}.{key}": array for key, array in part.snapshot().items()}
-        return state
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
+        return {"counts": np.array([self._samples, self._given_rate])} | snapshot_of(self._parts)
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """
@@ -238,24 +238,14 @@ class RecogniserStream:
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"`state` must be a mapping of arrays, got {described(state)}")
-        given = {"counts": np.array([self._samples, self._given_rate])}
-        before = {name: part.snapshot() for name, part in self._parts.items()}
-        for name in (*given, *(f"{n}.{k}" for n, s in before.items() for k in s)):
+        for name in self._state():
             if name not in state:
                 raise ValueError(f"`state` must have {name}, got {sorted(state)[:3]}, ...")
         counts = integers("state['counts']", state["counts"], 0, 2**62)
         check_shape("state['counts']", counts, (2,), self)
         if counts[1] not in (0, self._rate):
             raise ValueError(f"`state` must be of {self._rate} Hz, got {counts[1]}")
-        try:
-            for name, part in self._parts.items():
-                start = f"{name}."
-                own = {key[len(start) :]: state[key] for key in state if key.startswith(start)}
-                part.restore(own)
-        except (TypeError, ValueError):
-            for name, part in self._parts.items():
-                part.restore(before[name])
-            raise
+        restore_all(self._parts, state)
         self._samples, self._given_rate = counts.tolist()
         self._resampler = None
         self._latest = self._transcript.result(self._search, is_final=False)
