@@ -10,13 +10,13 @@ import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from edgeconv.arguments import is_integer
 from edgeconv.blocks.description import describe
-from edgeconv.checkpoint import Checkpoint, CheckpointError
+from edgeconv.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from edgeconv.checkpoint.error import damaged, naming, shown
 from edgeconv.configuration import read_configuration
 from edgeconv.state_dict import find
@@ -29,6 +29,7 @@ DECISIVE = (
 )
 
 File: TypeAlias = str | os.PathLike[str]
+Model = TypeVar("Model")
 
 
 class Header(NamedTuple):
@@ -81,6 +82,16 @@ def configuration_of(checkpoint: Checkpoint, config: File | None) -> dict[str, A
     with naming(config):
         describe(configuration)
     return configuration
+
+
+def built(
+    make: Callable[[Checkpoint, dict[str, Any]], Model], path: File, config: File | None
+) -> Model:
+    """Make a model of a converted file, or of a checkpoint and its configuration."""
+    checkpoint = read_checkpoint(path)
+    configuration = configuration_of(checkpoint, config)
+    with naming(checkpoint.path):
+        return make(checkpoint, configuration)
 
 
 def decisive(configuration: Mapping[str, Any]) -> dict[str, Any]:

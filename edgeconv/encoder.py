@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from edgeconv.arguments import check_shape, described, float32, floats, integers
 from edgeconv.blocks.block import Block
 from edgeconv.blocks.description import describe
-from edgeconv.checkpoint import CheckpointError, read_checkpoint
-from edgeconv.checkpoint.error import naming
-from edgeconv.converted import configuration_of
+from edgeconv.checkpoint import CheckpointError
+from edgeconv.converted import built
 from edgeconv.layers import ConvInput, Norm
 from edgeconv.layers.layer import (
     Array,
@@ -316,7 +315,4 @@ def load_encoder(
     CheckpointError
         If they do not make an encoder.
     """
-    checkpoint = read_checkpoint(path)
-    configuration = configuration_of(checkpoint, config)
-    with naming(checkpoint.path):
-        return Encoder(checkpoint, configuration)
+    return built(Encoder, path, config)

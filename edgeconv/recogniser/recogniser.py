@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from edgeconv.arguments import described
-from edgeconv.checkpoint import CheckpointError, read_checkpoint
-from edgeconv.checkpoint.error import naming
-from edgeconv.converted import configuration_of
+from edgeconv.checkpoint import CheckpointError
+from edgeconv.converted import built
 from edgeconv.encoder import Encoder
 from edgeconv.recogniser.decoder import EMBED, Decoder
 from edgeconv.recogniser.endpoint import checked_rules
@@ -246,7 +245,4 @@ def load_recogniser(
     CheckpointError
         If they do not make a recogniser.
     """
-    checkpoint = read_checkpoint(path)
-    configuration = configuration_of(checkpoint, config)
-    with naming(checkpoint.path):
-        return Recogniser(checkpoint, configuration)
+    return built(Recogniser, path, config)
