@@ -1,17 +1,17 @@
-"""Hypothesis profiles: `ci` and `short` draw the same examples every time, `default` new ones."""
+"""Hypothesis profiles: `ci` draws the same examples every time, `default` new ones."""
 
 import os
 import signal
 
 from hypothesis import HealthCheck, settings
 
-common = {
-    "deadline": None,
-    "suppress_health_check": [HealthCheck.too_slow],
-}  # the first calls compile
-settings.register_profile("default", **common)
-settings.register_profile("ci", derandomize=True, **common)
-settings.register_profile("short", derandomize=True, max_examples=20, **common)
+settings.register_profile(
+    "default",
+    max_examples=50,
+    deadline=None,  # the first calls compile
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "default")
 )

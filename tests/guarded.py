@@ -1,12 +1,15 @@
 """Run every kernel on arrays that end, or begin, at a page that may not be touched.
 
-`python guarded.py after|before [KIND]`: an access outside the arrays ends the process by SIGSEGV.
-The memory of arrays of KIND is an element short (or a vector, where the kernels read vectors).
+`python guarded.py after|before`: an access outside the arrays ends the process by SIGSEGV. To show
+that it would, child processes then have memory for arrays of one kind that is an element short (or
+a vector, where the kernels read vectors).
 """
 
 import ctypes
 import itertools
 import mmap
+import os
+import signal
 import sys
 import weakref
 from types import SimpleNamespace
@@ -101,8 +104,17 @@ def main(edge, short_kind=None):
         for y in outputs(convs[1], edge, short_kind):
             assert y.tobytes() == expected.pop(0)
         assert not expected
-    print("nothing was touched that must not be")
+
+
+def ending(edge, short_kind):
+    """Return the signal that ends a process whose arrays of one kind are too short."""
+    if (child := os.fork()) == 0:
+        main(edge, short_kind)
+        os._exit(0)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])
+    print("nothing was touched that must not be")
+    assert [ending(sys.argv[1], kind) for kind in ("x", "out", "own")] == [signal.SIGSEGV] * 3

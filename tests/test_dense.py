@@ -1,10 +1,5 @@
 """Products of rows with weights and attention: one chain of fused multiply-adds for each number."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import reference_dense as reference
 from hypothesis import given
@@ -93,23 +88,3 @@ def test_attention_is_the_softmax_over_the_keys_it_is_given(n, n_heads, size, se
     position = {d: by_distance[distances - d] for d in range(1 - distances, distances)}
     expected = reference.attention(queries, keys, values, position.get, n_heads)
     np.testing.assert_allclose(out, expected, rtol=2e-5, atol=2e-6)
-
-
-def digest(*arguments, **environment):
-    script = Path(__file__).with_name("kernel_digests.py")
-    command = [sys.executable, str(script), *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
-    result = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return result.stdout.split()
-
-
-def test_the_width_of_vectors_changes_no_bit(tmp_path):
-    (lanes, expected), other = digest(), digest("--other-lanes", NUMBA_CACHE_DIR=str(tmp_path))
-    assert {lanes, other[0]} == {"8", "16"}
-    assert other[1] == expected
-
-
-def test_functions_are_the_same_without_fused_multiply_adds(tmp_path):
-    there = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
-    expected = digest("--pointwise")
-    assert digest("--pointwise", NUMBA_CACHE_DIR=str(tmp_path), **there) == expected

@@ -51,5 +51,5 @@ def test_the_demo_prints_what_it_shows_but_for_the_numbers(capsys):
 
 def test_the_first_two_lines_about_virtual_environments_are_the_two_commands():
     lines = [line for line in README.read_text(encoding="utf-8").splitlines() if "venv" in line]
-    commands = ["edgeconv demo", "python -m pytest"]
+    commands = ["edgeconv demo", "pytest -n 2"]
     assert [line.rsplit("bin/", 1)[1] for line in lines[:2]] == commands

@@ -1,5 +1,6 @@
 """The searches, against simple ones that keep whole sequences and try everything."""
 
+import functools
 import math
 
 import numpy as np
@@ -24,6 +25,7 @@ def encoded(seed=0):
     return np.random.default_rng(seed).standard_normal((N_FRAMES, 24), np.float32)
 
 
+@functools.cache
 class Asked:
     """The log-probabilities after whole sequences, each computed from its first token on."""
 
@@ -32,6 +34,7 @@ class Asked:
         self.state = {name: array.astype(np.float64) for name, array in state.items()}
         self.n_layers, self.rnn_type, _ = KINDS[kind]
 
+    @functools.cache  # noqa: B019 - of a test's own length
     def decoder(self, tokens):
         """Return the output after tokens, by PyTorch's formulas for LSTM and GRU."""
         sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
@@ -56,7 +59,7 @@ class Asked:
     def __call__(self, frame, tokens):
         name = "joint_network.lin_"
         heard = self.state[f"{name}enc.weight"] @ frame + self.state[f"{name}enc.bias"]
-        said = self.state[f"{name}dec.weight"] @ self.decoder(tokens)
+        said = self.state[f"{name}dec.weight"] @ self.decoder(tuple(tokens))
         logits = self.state[f"{name}out.weight"] @ np.tanh(heard + said)
         logits += self.state[f"{name}out.bias"]
         return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()

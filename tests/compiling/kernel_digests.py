@@ -6,6 +6,7 @@ It runs in a process of its own, with the vector width or the processor's featur
 import hashlib
 import os
 import sys
+from pathlib import Path
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -70,6 +71,7 @@ if __name__ == "__main__":
     for array in outputs():
         digest.update(np.where(np.isnan(array), np.float32(0), array).astype("<f4").tobytes())
     if "--pointwise" not in sys.argv:
+        sys.path.append(str(Path(__file__).parents[1]))
         import test_encoder
 
         digest.update(repr(test_encoder.digests()).encode())

@@ -1,10 +1,16 @@
 """Compiled code in the cache: never that of another source, and never needed."""
 
+import os
+import pty
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import pytest
-from processes import ROOT, passes, run
+from processes import PATHS, ROOT, passes, run
+
+import edgeconv
 
 CONVOLUTION = """
 import hashlib, numpy as np, edgeconv
@@ -76,6 +82,34 @@ def test_every_start_sees_the_same_version(package):
     assert len(set(starts)) == 1
 
 
+def on_a_terminal(*arguments, **environment):
+    """Return the exit status of a command, and what a terminal shows of it."""
+    reader, writer = pty.openpty()
+    environment = os.environ | {"PYTHONPATH": PATHS, "TERM": "dumb"} | environment
+    streams = {"stdin": writer, "stdout": writer, "stderr": writer}
+    command = [sys.executable, "-m", "edgeconv", *map(str, arguments)]
+    with subprocess.Popen(command, env=environment, **streams) as started:
+        os.close(writer)
+        shown = b""
+        try:
+            while data := os.read(reader, 2**16):
+                shown += data
+        except OSError:  # how a terminal ends
+            os.close(reader)
+    return started.returncode, shown.decode().replace("\r\n", "\n")
+
+
+def test_the_first_start_says_that_it_compiles_and_the_second_does_not(tmp_path):
+    path = tmp_path / "small.npz"
+    edgeconv.save(path, {"": edgeconv.DepthwiseConvolution(4, 5, causal=True, rng=0)})
+    for command, is_first in (("verify", True), ("verify", False), ("inspect", False)):
+        environment = {"NUMBA_CACHE_DIR": str(tmp_path)}
+        status, shown = on_a_terminal(command, path, **environment)
+        assert status == 0
+        assert ("edgeconv: compiling for this processor, once: " in shown) == is_first
+        assert all(line.isprintable() for line in shown.split("\n"))  # no control characters
+
+
 @pytest.mark.parametrize("seconds", [0.4, 1.2])
 def test_ctrl_c_ends_a_process_that_compiles(tmp_path, seconds):
     program = f"""
@@ -126,41 +160,3 @@ def test_sources_need_not_be_there(package, tmp_path, expected):
     process = run("-c", CONVOLUTION, path=package, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
     assert process.returncode == 0, process.stderr
     assert process.stdout == expected
-
-
-def test_a_processor_without_fused_multiply_adds_gives_the_same_bits():
-    golden = ROOT / "tests" / "test_golden.py"
-    environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
-    process = run("-m", "pytest", "-q", "-p", "no:cacheprovider", golden, **environment)
-    assert process.returncode == 0, process.stdout
-
-
-def test_what_needs_no_computation_imports_no_numba():
-    program = """
-import sys, edgeconv
-path = edgeconv.__path__[0] + "/../weights/espnet-streaming-encoder.npz"
-edgeconv.load_all(path)
-list(edgeconv.read_checkpoint(path))
-assert "numba" not in sys.modules
-"""
-    passes("-c", program)
-
-
-def test_imports_go_one_way():
-    """Down this list; what only names types, or runs later, is no import."""
-    order = (
-        "cli demonstration machine transcribe terminal weights digest recogniser encoder converted "
-        "configuration blocks layers convolution stream state_dict arguments kernels checkpoint"
-    )
-    ranks = {name: i for i, name in enumerate(order.split(" "))}
-    program = "import sys, edgeconv, edgeconv.cli, edgeconv.stream; print(*sys.modules)"
-    modules = [m for m in passes("-c", program).split() if m.startswith("edgeconv.")]
-    assert {m.split(".")[1] for m in modules} <= set(ranks)
-    for path in (ROOT / "edgeconv").glob("*.py"):
-        for line in path.read_text().splitlines():
-            words = line.split()
-            if line.startswith(("from edgeconv", "import edgeconv")) and path.stem in ranks:
-                parts = words[1].split(".")
-                names = parts[1:2] or [word.strip(",") for word in words[3:]]
-                for name in names:
-                    assert ranks[path.stem] < ranks.get(name, 99), f"{path.name}: {line}"
