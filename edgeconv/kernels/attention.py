@@ -33,7 +33,7 @@ def _products(y, n_rows, x, w, n_outputs, n_terms):
     start = np.zeros(BLOCK, np.float32)
     for i in range(0, n_outputs, BLOCK):
         at_y, at_w = (y[0] + 4 * i, y[1]), (w[0] + 4 * i, w[1], 0)
-        multiply(at_y, n_rows, (address_of(start), 0), at_w, x, (1, n_terms), start)
+        multiply(at_y, n_rows, (address_of(start), 0), at_w, x, (1, n_terms), (at_w[0], 0), start)
 
 
 def attend(projected, biases, keys, values, positions, span, out):

@@ -168,20 +168,23 @@ def make_product(n_frames, n_blocks=1):
     * w: the weights of k = 0; from one k to the next, from a block to the next
     * x: the first row; from a row to the next, from a tap to the next
     * count: taps; values of k in a tap
+    * ahead: what is fetched meanwhile at k = 0, as it comes next; from one k to the next
 
     `like` is any array of the weights' type, float32 or int8.
     """
-    kinds = [types.UniTuple(int64, n) for n in (2, 2, 3, 3, 2)]
+    kinds = [types.UniTuple(int64, n) for n in (2, 2, 3, 3, 2, 2)]
     n_vectors = BLOCK // LANES
 
     @intrinsic
-    def product(typing, y, start, w, x, count, like):
+    def product(typing, y, start, w, x, count, ahead, like):
         eight_bits = like.dtype == int8
 
         def emit(context, builder, signature, args):
-            (y, y_row), (start, start_block), (w, w_row, w_block), (x, x_row, x_tap), count = (
-                cgutils.unpack_tuple(builder, arg) for arg in args[:5]
+            operands = (cgutils.unpack_tuple(builder, arg) for arg in args[:-1])
+            (y, y_row), (start, start_block), (w, w_row, w_block), (x, x_row, x_tap), *rest = (
+                operands
             )
+            count, (ahead, ahead_k) = rest
 
             def at(address, stride, n):
                 n = n if isinstance(n, ir.Value) else _WORD(n)
@@ -213,14 +216,14 @@ def make_product(n_frames, n_blocks=1):
             }
 
             def add(k, tap):
-                row = at(w, w_row, builder.add(k, builder.mul(tap, count[1])))
+                overall = builder.add(k, builder.mul(tap, count[1]))
+                row = at(w, w_row, overall)
                 factors = [weights(at(row, w_block, b)) for b in range(n_blocks)]
-                # Weights of a whole model come from memory: those that follow are on their way.
-                for v in range(n_vectors):
-                    ahead = builder.add(at(row, w_block, n_blocks), _WORD(v * VECTOR))
+                for line in range(1 if eight_bits else 4 * BLOCK // 64):
+                    place = builder.add(at(ahead, ahead_k, overall), _WORD(64 * line))
                     hint = (ir.IntType(32)(n) for n in (0, 2, 1))  # read, into level 2, data
-                    ahead = builder.inttoptr(ahead, _BYTES)
-                    _call(builder, "llvm.prefetch.p0", ir.VoidType(), ahead, *hint)
+                    place = builder.inttoptr(place, _BYTES)
+                    _call(builder, "llvm.prefetch.p0", ir.VoidType(), place, *hint)
                 for f in range(n_frames):
                     first = at(at(x, x_row, f), x_tap, tap)
                     place = builder.gep(_pointer(builder, first, ir.FloatType()), [k])

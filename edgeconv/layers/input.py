@@ -15,6 +15,8 @@ from edgeconv.layers.layer import Array, Geometry, Layer
 from edgeconv.layers.linear import Linear
 from edgeconv.layers.parameters import Weights
 
+PIECE = 16  # frames convolved together: what comes of them fits in the second-level cache
+
 
 class ConvInput(Layer):
     """
@@ -83,16 +85,21 @@ class ConvInput(Layer):
         return {str(n): Frames(stage) for n, stage in enumerate(self._stages)}
 
     def _run(self, x: Array, memory: dict[str, Any]) -> Array:
-        return self._through(x[:, :, None], memory, is_end=False)
+        pieces = [x[i : i + PIECE, :, None] for i in range(0, max(1, len(x)), PIECE)]
+        return self._through(pieces, memory, is_end=False)
 
     def _finish(self, memory: dict[str, Any]) -> Array:
-        return self._through(np.empty((0, self.input_size, 1), np.float32), memory, is_end=True)
+        nothing = np.empty((0, self.input_size, 1), np.float32)
+        return self._through([nothing], memory, is_end=True)
 
-    def _through(self, x: Array, memory: dict[str, Any], is_end: bool) -> Array:
-        for frames in memory.values():
-            x = frames.push(x, is_end)
-        flat = x.reshape(len(x), self._out.input_size)
-        return self._out._run(np.ascontiguousarray(flat), {})
+    def _through(self, pieces: list[Array], memory: dict[str, Any], is_end: bool) -> Array:
+        outputs = []
+        for x in pieces:
+            for frames in memory.values():
+                x = frames.push(x, is_end)
+            outputs.append(x.reshape(len(x), self._out.input_size))
+        flat = np.concatenate(outputs) if len(outputs) > 1 else np.ascontiguousarray(outputs[0])
+        return self._out._run(flat, {})
 
 
 class _Flattened(Weights):
