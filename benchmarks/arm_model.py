@@ -21,7 +21,7 @@ os.environ |= {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
 import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
-from numba import float32, int8, int64
+from numba import float32, int8, int64, types
 
 from edgeconv.kernels import ring, vectors
 
@@ -48,11 +48,10 @@ def convolution(tile):
 def product(tile, weights):
     """Return a function that is a tile of a dense layer, and its types."""
 
-    def sums(y, y_row, start, start_block, w, w_row, w_block, x, x_row, x_tap, taps, K, like):
-        where = (w, w_row, w_block), (x, x_row, x_tap)
-        tile((y, y_row), (start, start_block), *where, (taps, K), like)
+    def sums(y, start, w, x, count, ahead, like):
+        tile(y, start, w, x, count, ahead, like)
 
-    return sums, (*(int64,) * 12, weights[:])
+    return sums, (*(types.UniTuple(int64, n) for n in (2, 2, 3, 3, 2, 2)), weights[:])
 
 
 TILES = {  # with the share of the limit that is wanted; one frame alone waits for its loads
