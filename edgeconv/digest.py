@@ -47,9 +47,27 @@ def signal(channels: int, kernel_size: int) -> Frames:
 
 
 def digest(
-    conv: DepthwiseConvolution, seed: int = 0, expected: str = "", origin: str = "offline"
+    module: DepthwiseConvolution | Encoder | Recogniser, seed: int = 0, expected: str = ""
 ) -> str:
     """Return the digest of a module's outputs in all ways to run it, which must be `expected`."""
+    if isinstance(module, DepthwiseConvolution):
+        found = _of_convolution(module, seed)
+    elif isinstance(module, Encoder):
+        found = _of_encoder(module, seed)
+    else:
+        found = _of_recogniser(module, seed)
+    origin = "that the file records" if expected else next(iter(found))
+    for way, digest in found.items():
+        expected = expected or digest
+        if digest != expected:
+            raise VerificationError(
+                f"{module}: the outputs must have the digest {expected} {origin}, got {digest} "
+                f"{way}; convert the file again, or report this with what `edgeconv doctor` prints"
+            )
+    return expected
+
+
+def _of_convolution(conv: DepthwiseConvolution, seed: int) -> dict[str, str]:
     x = signal(conv.channels, conv.kernel_size)
     # The second signal is subnormal, which a bias would hide. A kernel makes it: NumPy follows the
     # mode of the processor, which may be to flush it.
@@ -65,39 +83,27 @@ def digest(
         "frame by frame": _frame_by_frame,
         f"in random chunks (seed {seed})": lambda module, x: _in_pieces(module, x, cuts),
     }
-    found = {way: _sha256(run(*case) for case in cases) for way, run in ways.items()}
-    return _agreed(conv, found, expected, origin)
+    return {way: _sha256(run(*case) for case in cases) for way, run in ways.items()}
 
 
-def encoder_digest(
-    encoder: Encoder, seed: int = 0, expected: str = "", origin: str = "in one piece"
-) -> str:
-    """Return the digest of an encoder's outputs, offline and streamed, which must be `expected`."""
+def _of_encoder(encoder: Encoder, seed: int) -> dict[str, str]:
     x = noise(ENCODER_FRAMES, encoder.input_size)
-    ways = {"in one piece": [len(x)], f"in random pieces (seed {seed})": _cuts(len(x), seed)}
     offline = encoder(x[np.newaxis])[0]
-    found = {
+    return {
         way: _sha256([offline, *([_in_pieces(encoder, x, cuts)] if encoder.causal else [])])
-        for way, cuts in ways.items()
+        for way, cuts in _two_ways(len(x), seed).items()
     }
-    return _agreed(encoder, found, expected, origin)
 
 
-def recogniser_digest(
-    recogniser: Recogniser, seed: int = 0, expected: str = "", origin: str = "in one piece"
-) -> str:
-    """Return the digest of what a recogniser hears, greedily and with a beam."""
+def _of_recogniser(recogniser: Recogniser, seed: int) -> dict[str, str]:
+    """Return the digests of what it hears, greedily and with a beam."""
     # Noise that is louder in every quarter of a second, and then is silent.
     bursts = np.repeat(np.arange(12) % 4, 4000).astype(np.float32) / 32
     x = noise(48000, 1)[:, 0] * bursts
     beam: dict[str, Any] = {"beam_size": 3, "search": {"expansion_beta": 0}}
     searches = [{}, beam] if len(recogniser.tokens) > 3 else [{}]
-    ways: dict[str, Any] = {
-        "in one piece": [len(x)],
-        f"in random pieces (seed {seed})": _cuts(len(x), seed),
-    }
     found = {}
-    for way, cuts in ways.items():
+    for way, cuts in _two_ways(len(x), seed).items():
         total = hashlib.sha256()
         for options in searches:
             if recogniser.causal:
@@ -110,19 +116,7 @@ def recogniser_digest(
             total.update("\0".join(result.tokens).encode())
             total.update(np.array([result.score, *result.timestamps], "<f8").tobytes())
         found[way] = total.hexdigest()
-    return _agreed(recogniser, found, expected, origin)
-
-
-def _agreed(module: object, found: dict[str, str], expected: str, origin: str) -> str:
-    """Return the one digest of all ways to run a module."""
-    for way, digest in found.items():
-        expected = expected or digest
-        if digest != expected:
-            raise VerificationError(
-                f"{module}: the outputs must have the digest {expected} {origin}, got {digest} "
-                f"{way}; convert the file again, or report this with what `edgeconv doctor` prints"
-            )
-    return expected
+    return found
 
 
 def _sha256(outputs: Iterable[Frames]) -> str:
@@ -144,6 +138,10 @@ def _cuts(n_frames: int, seed: int) -> NDArray[np.int64]:
     """Return where to cut a signal."""
     rng = np.random.default_rng(seed)
     return np.sort(rng.integers(n_frames + 1, size=rng.integers(64)))
+
+
+def _two_ways(n_frames: int, seed: int) -> dict[str, Any]:
+    return {"in one piece": [n_frames], f"in random pieces (seed {seed})": _cuts(n_frames, seed)}
 
 
 def _in_pieces(module: DepthwiseConvolution | Encoder, x: Frames, cuts: Any) -> Frames:

@@ -13,14 +13,13 @@ from edgeconv.checkpoint.error import naming, shown
 from edgeconv.configuration import read_configuration
 from edgeconv.converted import File, Header, configuration_of, decisive, read_header, write
 from edgeconv.convolution import DepthwiseConvolution
-from edgeconv.digest import digest, encoder_digest, recogniser_digest
+from edgeconv.digest import digest
 from edgeconv.encoder import Encoder
 from edgeconv.layers.parameters import SCALE, tensor, with_8_bits
 from edgeconv.recogniser import Recogniser
 from edgeconv.state_dict import FLOATS, Convolution, find, unusable, weight_and_bias
 
 WHEN = "pass `causal=True` if it was trained with dynamic_chunk_training, else `causal=False`"
-RECORDED = "that the file records"
 NONE = "a file must hold a depthwise convolution, a float weight (C, 1, K)"
 # What a transducer computes with; its other tensors served the training.
 PARTS = ("encoder.", "decoder.", "joint_network.", "frontend.", "normalize.")
@@ -192,9 +191,8 @@ def _copy_model(
         left_out["recogniser"] = str(error)
     holds = "encoder" if recogniser is None else "recogniser"
     fields = {"holds": holds, "configuration": configuration, "modules": _described(modules)}
-    digests = {"encoder": encoder_digest(encoder)}
-    if recogniser is not None:
-        digests["recogniser"] = recogniser_digest(recogniser)
+    models = {"encoder": encoder, "recogniser": recogniser}
+    digests = {name: digest(model) for name, model in models.items() if model is not None}
     write(target, arrays, checkpoint, **fields, digests=digests)
     return Written(list(found.values()), left_out, encoder, recogniser)
 
@@ -215,8 +213,6 @@ def verify(
     if isinstance(conv_or_path, DepthwiseConvolution | Encoder):
         if prefix is not None:
             raise ValueError(f"`prefix` must be None for a module in memory, got {prefix!r}")
-        if isinstance(conv_or_path, Encoder):
-            return {"": encoder_digest(conv_or_path, seed)}
         return {"": digest(conv_or_path, seed)}
     file = opened(conv_or_path)
     stated, configuration = file.header.modules, file.header.configuration
@@ -227,16 +223,15 @@ def verify(
     modules, _ = select(file, None, [] if prefix is None else [prefix])
     recorded = {name: stated[name]["digest"] for name in modules}
     for name, conv in modules.items():
-        digest(conv, seed, recorded[name], RECORDED)
+        digest(conv, seed, recorded[name])
     if configuration is not None and prefix is None:
-        with naming(file.checkpoint.path):
-            encoder = Encoder(file.checkpoint, configuration)
         recorded |= file.header.digests
-        encoder_digest(encoder, seed, recorded["encoder"], RECORDED)
-        if "recogniser" in recorded:
-            with naming(file.checkpoint.path):
-                recogniser = Recogniser(file.checkpoint, configuration)
-            recogniser_digest(recogniser, seed, recorded["recogniser"], RECORDED)
+        models: dict[str, Any] = {"encoder": Encoder, "recogniser": Recogniser}
+        for name, make in models.items():
+            if name in recorded:
+                with naming(file.checkpoint.path):
+                    model = make(file.checkpoint, configuration)
+                digest(model, seed, recorded[name])
     return recorded
 
 
