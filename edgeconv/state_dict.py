@@ -73,9 +73,10 @@ def weight_and_bias(
                 reason or "none",
                 remedy or (f"choose from {choice}" if choice else "is this the right file?"),
             )
-        weight, bias = (f"{parents[0]}{name}" for name in ("weight", "bias"))
-        zeros = np.zeros(found.channels, np.float32)
-        return _float32(state, weight), _float32(state, bias) if bias in state else zeros
+        keys = [f"{parents[0]}{name}" for name in ("weight", "bias")]
+        arrays = [float32_of(array_of(state, key), key) for key in keys if key in state]
+        weight, bias = [*arrays, np.zeros(found.channels, np.float32)][:2]
+        return weight, bias
 
 
 def _prefix(parent: str) -> str:
@@ -140,16 +141,22 @@ def _examined(state: Mapping[str, Any], parents: list[str]) -> Convolution | str
     return Convolution(_prefix(parent), channels, kernel_size)
 
 
-def _float32(state: Mapping[str, Any], key: str) -> NDArray[np.float32]:
-    """Copy a tensor as float32."""
+def array_of(state: Mapping[str, Any], name: str) -> NDArray[Any]:
+    """Return a tensor as an array."""
     try:
-        array = np.asarray(state[key])
+        return np.asarray(state[name])
     except (TypeError, RuntimeError) as error:  # PyTorch's, for a tensor that NumPy cannot view
-        expected = f"{shown(key)} must be an array or a tensor that NumPy can view"
+        expected = f"{shown(name)} must be an array or a tensor that NumPy can view"
         remedy = "pass `tensor.detach().cpu().float()`"
         raise CheckpointError(expected, str(error).splitlines()[0], remedy) from error
+
+
+def float32_of(array: NDArray[Any], name: str) -> NDArray[np.float32]:
+    """Copy a tensor of floats as float32, which must hold all that is finite in it."""
+    if not array.dtype.name.startswith(FLOATS):
+        raise CheckpointError(f"{shown(name)} must be floats", str(array.dtype))
     with np.errstate(over="ignore"):
         result = array.astype(np.float32, order="C")
-    if (np.isinf(result) & np.isfinite(array)).any():
-        raise CheckpointError(f"{shown(key)} must fit float32", "over 3.4e38", "export it again")
+    if array.dtype.itemsize > 4 and (np.isinf(result) & np.isfinite(array)).any():
+        raise CheckpointError(f"{shown(name)} must fit float32", "over 3.4e38", "export it again")
     return result

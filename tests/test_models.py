@@ -151,10 +151,10 @@ def test_a_wrong_bit_of_one_way_to_run(owner, name, way, model, target, monkeypa
         (
             {"encoder.embed.conv.0.weight": np.ones((5, 1, 3, 3), int)},
             {},
-            "conv.0.weight must be fl",
+            "conv.0.weight. must be f",
         ),
         ({"encoder.embed.output.bias": np.ones(25)}, {}, r"encoder.embed.output.bias .*shape \(24"),
-        ({"decoder.embed.bias": np.array([1e39])}, {}, "decoder.embed.bias must fit float32"),
+        ({"decoder.embed.bias": np.array([1e39])}, {}, "decoder.embed.bias. must fit float32"),
         ({}, {"causal": False}, "False by `causal`, True by `config`"),
         ({}, {"weights": "int4"}, "`weights` must be 'float32' or 'int8', got 'int4'"),
         ({}, {"weights": "int8", "only_convolutions": True}, "must be 'float32' for convolutions"),

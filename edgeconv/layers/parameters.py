@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgeconv.checkpoint import CheckpointError
 from edgeconv.convolution import PROCESS
+from edgeconv.state_dict import array_of, float32_of
 
 Array = NDArray[np.float32]
 _REMEDY = "check that configuration and checkpoint belong together, or export the model again"
@@ -21,24 +22,13 @@ SCALE = "weight_scale"  # beside an int8 weight (N, ...): one float32 for each o
 
 def tensor(state: Mapping[str, Any], name: str, shape: tuple[Any, ...]) -> Array:
     """Return a tensor of floats of `shape`, where a letter is any length, as float32."""
-    return _float32(_found(state, name, shape), name)
-
-
-def _float32(array: NDArray[Any], name: str) -> Array:
-    """Return a tensor of floats as a new array of float32."""
-    if array.dtype.kind != "f":
-        raise CheckpointError(f"{name} must be floats", str(array.dtype))
-    with np.errstate(over="ignore"):
-        result = array.astype(np.float32)
-    if array.dtype.itemsize > 4 and (np.isinf(result) & np.isfinite(array)).any():
-        raise CheckpointError(f"{name} must fit float32, up to 3.4e38", "", _REMEDY)
-    return result
+    return float32_of(_found(state, name, shape), name)
 
 
 def _found(state: Mapping[str, Any], name: str, shape: tuple[Any, ...]) -> NDArray[Any]:
     if name not in state:
         raise CheckpointError(f"{name} must be in the checkpoint", "none", _REMEDY)
-    array = np.asarray(state[name])
+    array = array_of(state, name)
     if len(shape) == 2 and array.shape[2:] == (1,):
         array = array[..., 0]  # a convolution of one frame is a dense layer
     fits = len(array.shape) == len(shape) and all(
@@ -104,7 +94,7 @@ class Weights:
             if weight.dtype == np.int8:
                 scales.append(tensor(state, f"{prefix}.{SCALE}", (len(weight),)))
             else:
-                weight = _float32(weight, name)
+                weight = float32_of(weight, name)
             zeros = {f"{prefix}.bias": np.zeros(len(weight), np.float32)}
             bias = state if f"{prefix}.bias" in state else zeros
             biases.append(tensor(bias, f"{prefix}.bias", (len(weight),)))
