@@ -6,7 +6,7 @@ from typing import Any
 
 from edgeconv.blocks.block import ONE
 from edgeconv.blocks.branchformer import Branchformer
-from edgeconv.layers.gating import convolution
+from edgeconv.convolution import DepthwiseConvolution
 from edgeconv.layers.layer import Array, Geometry, convolution_memory
 
 
@@ -30,8 +30,8 @@ class EBranchformer(Branchformer):
         self._macaron, self._forward = map(
             self._feed_forward, ("feed_forward_macaron", "feed_forward")
         )
-        name = f"{self._prefix}.depthwise_conv_mod.conv"
-        self._depthwise = convolution(self._state, name, self._options.causal)
+        name, causal = f"{self._prefix}.depthwise_conv_mod", self._options.causal
+        self._depthwise = DepthwiseConvolution.from_state_dict(self._state, name, causal=causal)
         self._check(name, self._depthwise.channels, 2 * self.input_size)
         self.sizes["depth_conv_kernel_size"] = self._depthwise.kernel_size
 

@@ -49,7 +49,7 @@ class ConvolutionalSpatialGatingUnit(Layer):
         CheckpointError
             If one is missing.
         """
-        conv = convolution(state, f"{prefix}.conv", causal)
+        conv = DepthwiseConvolution.from_state_dict(state, prefix, causal=causal)
         gate = Norm.from_state_dict(
             state, f"{prefix}.norm", norm, size=conv.channels, eps=eps, partial=partial
         )
@@ -62,10 +62,3 @@ class ConvolutionalSpatialGatingUnit(Layer):
         gate: Array = memory["conv"].process(self._norm._run(x, {}))
         self._multiply(x, gate)
         return gate
-
-
-def convolution(state: Mapping[str, Any], prefix: str, causal: bool) -> DepthwiseConvolution:
-    """Take a depthwise convolution out of a state dict, without a look at all the others."""
-    names = [name for name in ("weight", "bias") if f"{prefix}.{name}" in state]
-    alone = {f"{prefix}.{name}": state[f"{prefix}.{name}"] for name in names}
-    return DepthwiseConvolution.from_state_dict(alone, prefix.removesuffix(".conv"), causal=causal)

@@ -78,7 +78,7 @@ class ConvInput(Layer):
             if pool:
                 stages.append(Largest(stages[-1].output_shape, pool))
             shape = stages[-1].output_shape
-        out = Linear(_Flattened(state, f"{prefix}.output", stages[-1].output_shape))
+        out = _last(state, f"{prefix}.output", shape)
         return cls(stages, out, 4 if subsampling_factor == 6 else 3)
 
     def _memory(self, geometry: Geometry) -> dict[str, Any]:
@@ -102,25 +102,20 @@ class ConvInput(Layer):
         return self._out._run(flat, {})
 
 
-class _Flattened(Weights):
-    """The last dense layer's weights, for channels that vary fastest, where ESPnet's rows do."""
-
-    def __init__(self, state: Mapping[str, Any], prefix: str, shape: tuple[int, int]) -> None:
-        rows, channels = shape
-        name = f"{prefix}.weight"
-        weight = np.asarray(state.get(name, np.empty(0)))
-        if weight.ndim != 2 or weight.shape[1] != rows * channels:
-            raise CheckpointError(
-                f"{name} must have shape (N, {rows * channels}), found "
-                f"{weight.shape if name in state else 'none'}; encoders of before December 2022 "
-                "have another VGG block, which is left out"
-            )
-        turned = weight.reshape(-1, channels, rows).swapaxes(1, 2).reshape(weight.shape)
-        super().__init__({**_named(state, prefix), name: turned}, prefix, shape=("N", "K"))
-
-
-def _named(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {name: state[name] for name in state if name.startswith(f"{prefix}.")}
+def _last(state: Mapping[str, Any], prefix: str, shape: tuple[int, int]) -> Linear:
+    """Return the last dense layer, for channels that vary fastest, where ESPnet's rows do."""
+    rows, channels = shape
+    name = f"{prefix}.weight"
+    weight = np.asarray(state.get(name, np.empty(0)))
+    if weight.ndim != 2 or weight.shape[1] != rows * channels:
+        raise CheckpointError(
+            f"{name} must have shape (N, {rows * channels})",
+            f"{weight.shape if name in state else 'none'}",
+            "encoders of before December 2022 have another VGG block, which is left out",
+        )
+    turned = weight.reshape(-1, channels, rows).swapaxes(1, 2).reshape(weight.shape)
+    own = {name: state[name] for name in state if name.startswith(f"{prefix}.")}
+    return Linear.from_state_dict({**own, name: turned}, prefix)
 
 
 class Stage:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from edgeconv.arguments import check_shape, described, float32, floats, integers
 
 Array = NDArray[np.float32]
-AnyStream = TypeVar("AnyStream", bound="Stream")
 
 
 class Geometry(NamedTuple):
@@ -321,22 +321,10 @@ def _parts(memory: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return parts
 
 
-class Whole:
-    """A convolution that is run on a whole signal at once, causal or not."""
-
-    def __init__(self, conv: Any) -> None:
-        self._conv = conv
-
-    def process(self, x: Array) -> Array:
-        """Convolve (T, C)."""
-        y: Array = self._conv(x[None])[0][0]
-        return y
-
-
 def convolution_memory(conv: Any, geometry: Geometry) -> Any:
-    """Return the memory of a depthwise convolution inside a layer."""
+    """Return what convolves (T, C) inside a layer: a stream, or the module on a whole signal."""
     if geometry.is_whole:
-        return Whole(conv)
+        return SimpleNamespace(process=lambda x: conv(x[None])[0][0])
     if not conv.causal:
         raise ValueError(
             f"`causal` must be True for a stream, got {conv}: its outputs need frames that are yet "
