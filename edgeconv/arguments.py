@@ -112,3 +112,10 @@ def integers(name: str, value: object, low: int, high: int) -> NDArray[np.int64]
     if ((array < low) | (array > high)).any():
         raise ValueError(f"`{name}` must be from {low} to {high}, got {array.tolist()}")
     return array.astype(np.int64)
+
+
+def integer(name: str, value: object, low: int, high: int) -> int:
+    """Return one integer from `low` to `high`."""
+    array = integers(name, value, low, high)
+    check_shape(name, array, (), "what counts")
+    return int(array)

@@ -9,21 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeconv.arguments import check_shape, described, float32, floats, integers
+from edgeconv.arguments import check_shape, float32, floats, integer, integers
 from edgeconv.blocks.block import Block
 from edgeconv.blocks.description import describe
 from edgeconv.checkpoint import CheckpointError
 from edgeconv.converted import built
 from edgeconv.layers import ConvInput, Norm
-from edgeconv.layers.layer import (
-    Array,
-    Geometry,
-    Layer,
-    Stream,
-    checked_geometry,
-    restore_all,
-    snapshot_of,
-)
+from edgeconv.layers.layer import Array, Geometry, Layer, Stream, checked_geometry
 from edgeconv.layers.parameters import sharing
 
 
@@ -41,6 +33,15 @@ class Encoder:
         ESPnet's state dict, of the encoder or of the whole model; or `read_checkpoint`'s result.
     configuration : mapping
         ESPnet's ``config.yaml``, or its ``encoder_conf``, as plain Python.
+
+    Attributes
+    ----------
+    input_size, output_size : int
+        Number of features of a frame, and width D of an encoder frame.
+    subsampling_factor : int
+        Feature frames for each encoder frame.
+    causal : bool
+        Whether it can be streamed: it was trained with ``dynamic_chunk_training``.
 
     Raises
     ------
@@ -65,27 +66,8 @@ class Encoder:
         if len(set(widths)) > 1:
             raise CheckpointError("all blocks must be of one width", str(widths))
         self._body = _Body(blocks, norm)
-        self._causal = description.causal
-
-    @property
-    def input_size(self) -> int:
-        """Number of features of a frame."""
-        return self._embed.input_size
-
-    @property
-    def output_size(self) -> int:
-        """Width D of an encoder frame."""
-        return self._body.output_size
-
-    @property
-    def subsampling_factor(self) -> int:
-        """Feature frames for each encoder frame."""
-        return 4
-
-    @property
-    def causal(self) -> bool:
-        """Whether it can be streamed: it was trained with ``dynamic_chunk_training``."""
-        return self._causal
+        self.input_size, self.output_size = self._embed.input_size, self._body.output_size
+        self.subsampling_factor, self.causal = 4, description.causal
 
     def __call__(
         self,
@@ -157,19 +139,18 @@ class Encoder:
             If an argument is not as described, or the encoder cannot be streamed.
         """
         geometry = checked_geometry(chunk_size, left_context)
-        n_threads = integers("threads", threads, 1, 2**10)
-        check_shape("threads", n_threads, (), self)
-        if not self._causal:
+        n_threads = integer("threads", threads, 1, 2**10)
+        if not self.causal:
             raise ValueError(
                 "an encoder must be trained with `dynamic_chunk_training` to be streamed, got one "
                 "whose convolutions see later frames; call it on whole utterances"
             )
-        return EncoderStream(self._embed, self._body, geometry, int(n_threads))
+        return EncoderStream(self._embed, self._body, geometry, n_threads)
 
     def __repr__(self) -> str:
         kinds = [type(block).__name__ for block in self._body.blocks]
         names = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-        return f"Encoder({self.input_size}, {self.output_size}, {names}, causal={self._causal})"
+        return f"Encoder({self.input_size}, {self.output_size}, {names}, causal={self.causal})"
 
 
 class _Body(Layer):
@@ -190,7 +171,30 @@ class _Body(Layer):
         return self._norm._run(x, {})
 
 
-class EncoderStream:
+class Streamed(Layer):
+    """An encoder in a stream: its blocks take what its input block gives, but the first frame."""
+
+    def __init__(self, embed: ConvInput, body: Layer) -> None:
+        self._embed, self._body = embed, body
+        self.input_size, self.output_size = embed.input_size, body.output_size
+
+    def _memory(self, geometry: Geometry) -> dict[str, Any]:
+        size = geometry.chunk_size
+        body = Stream(self._body, geometry, (size - self._embed.lost - 1) % size + 1)
+        return {"embed": Stream(self._embed, Geometry(1), 4 * size), "body": body}
+
+    def _run(self, x: Array, memory: dict[str, Any]) -> Array:
+        is_first = memory["embed"].frames_out == 0
+        y: Array = memory["body"].process(memory["embed"].process(x)[int(is_first) :])
+        return y
+
+    def _finish(self, memory: dict[str, Any]) -> Array:
+        is_first = memory["embed"].frames_out == 0
+        y = memory["body"].process(memory["embed"].flush()[int(is_first) :])
+        return np.concatenate([y, memory["body"].flush()])
+
+
+class EncoderStream(Stream):
     """
     One utterance through an encoder; `Encoder.stream` opens it.
 
@@ -201,38 +205,21 @@ class EncoderStream:
     chunk is 3 or, with a VGG block of factor 6, 4 frames shorter than the others. A chunk comes
     out when all of its features are there; the last one, by `flush`, may be shorter. A stream
     belongs to one thread at a time.
+
+    Attributes
+    ----------
+    latency : int
+        Feature frames for which the first encoder frame of a chunk waits for the last one.
+    frames_in, frames_out : int
+        Feature frames taken and encoder frames returned since the start of the utterance.
     """
 
+    _given = "features"
+
     def __init__(self, embed: ConvInput, body: Layer, geometry: Geometry, threads: int) -> None:
-        chunk_size = geometry.chunk_size
-        self._threads = threads
+        self._threads, self.latency = threads, 4 * (geometry.chunk_size - 1)
         with sharing.among(threads):
-            self._embed = embed.stream()
-            self._embed.process(np.zeros((4 * chunk_size, embed.input_size), np.float32))
-            self._embed.reset()  # all was computed once, and is compiled
-            self._body = Stream(body, geometry, (chunk_size - embed.lost - 1) % chunk_size + 1)
-        self._width = embed.input_size
-        self._latency = 4 * (chunk_size - 1)
-
-    @property
-    def latency(self) -> int:
-        """Feature frames for which the first encoder frame of a chunk waits for the last one."""
-        return self._latency
-
-    @property
-    def memory(self) -> int:
-        """Bytes that the stream holds between calls, at most; the weights are the encoder's."""
-        return self._embed.memory + self._body.memory
-
-    @property
-    def frames_in(self) -> int:
-        """Feature frames taken since the start of the utterance."""
-        return self._embed.frames_in
-
-    @property
-    def frames_out(self) -> int:
-        """Encoder frames returned since the start of the utterance."""
-        return self._body.frames_out
+            super().__init__(Streamed(embed, body), geometry, 0)
 
     def process(self, features: NDArray[np.floating[Any]]) -> Array:
         """
@@ -252,10 +239,8 @@ class EncoderStream:
         TypeError, ValueError
             If `features` is anything else. The stream is then as before the call.
         """
-        x = float32("features", features, ("n", self._width), self)
-        is_first = self._embed.frames_out == 0
         with sharing.among(self._threads):
-            return self._body.process(self._embed.process(x)[int(is_first) :])
+            return super().process(features)
 
     def flush(self) -> Array:
         """
@@ -266,32 +251,8 @@ class EncoderStream:
         ndarray, float32, (m, D)
             All frames that the features make, as a shorter chunk; no silence is added.
         """
-        is_first = self._embed.frames_out == 0
         with sharing.among(self._threads):
-            y = self._body.process(self._embed.flush()[int(is_first) :])
-            return np.concatenate([y, self._body.flush()])
-
-    def reset(self) -> None:
-        """Start a new utterance: as if the stream had just been opened."""
-        self._embed.reset()
-        self._body.reset()
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return the stream's state by name, for ``np.savez``; no later call changes it."""
-        return snapshot_of({"embed": self._embed, "body": self._body})
-
-    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """
-        Go back, or on, to a state from `snapshot` of a stream of the same encoder and chunks.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it is anything else. The stream is then as before the call.
-        """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"`state` must be a mapping of arrays, got {described(state)}")
-        restore_all({"embed": self._embed, "body": self._body}, state)
+            return super().flush()
 
     def __repr__(self) -> str:
         return f"<EncoderStream, {self.frames_in} feature frames in, {self.frames_out} frames out>"

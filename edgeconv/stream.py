@@ -16,6 +16,7 @@ from edgeconv.arguments import (
     check_shape,
     described,
     float32,
+    integer,
     integers,
 )
 from edgeconv.kernels import ring
@@ -47,7 +48,7 @@ class Stream:
 
     def __init__(self, conv: DepthwiseConvolution, batch_size: int | None) -> None:
         if batch_size is not None:
-            batch_size = int(integers("batch_size", batch_size, 1, 2**31))
+            batch_size = integer("batch_size", batch_size, 1, 2**31)
         self._conv, self._batch_size = conv, batch_size
         self._leading = () if batch_size is None else (batch_size,)
         self._frame_shape = (*self._leading, conv.channels)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeconv.arguments import check_shape, described, float32, floats, integers
+from edgeconv.arguments import check_shape, described, float32, floats, integer, integers
 
 Array = NDArray[np.float32]
 
@@ -130,31 +130,29 @@ class Stream:
     attention has a grid of chunks that belongs to the signal: a chunk is computed when all of its
     frames are there, and the last one, at the end, may be shorter. Neither the work for a chunk
     nor the memory grows. A stream belongs to one thread at a time.
+
+    Attributes
+    ----------
+    frames_in, frames_out : int
+        Frames taken and returned since the start of the signal.
     """
+
+    _given = "chunk"  # what `process` takes
 
     def __init__(self, layer: Layer, geometry: Geometry, first: int) -> None:
         self._layer, self._geometry, self._first = layer, geometry, first
+        self._size = geometry.chunk_size if layer.chunked else 1
         self._waiting = np.empty((0, layer.input_size), np.float32)  # for the rest of a chunk
-        self._missing, self._frames_in, self._frames_out = first, 0, 0
+        self._missing, self.frames_in, self.frames_out = first, 0, 0
         self._memory = layer._memory(geometry)
         # All is compiled; yet a first call takes longer, and should not be the signal's.
         layer._run(np.zeros((max(1, first), layer.input_size), np.float32), self._memory)
         self.reset()
 
     @property
-    def frames_in(self) -> int:
-        """Frames taken since the start of the signal."""
-        return self._frames_in
-
-    @property
-    def frames_out(self) -> int:
-        """Frames returned since the start of the signal."""
-        return self._frames_out
-
-    @property
     def memory(self) -> int:
         """Bytes that the stream holds between calls, at most; the weights are the layer's."""
-        waiting = 4 * (self._geometry.chunk_size - 1) * self._layer.input_size
+        waiting = 4 * (self._size - 1) * self._layer.input_size
         parts: list[int] = [part.memory for part in _parts(self._memory).values()]
         return waiting + sum(parts)
 
@@ -176,8 +174,8 @@ class Stream:
         TypeError, ValueError
             If `chunk` is anything else. The stream is then as before the call.
         """
-        x = float32("chunk", chunk, ("n", self._layer.input_size), self)
-        self._frames_in += len(x)
+        x = float32(self._given, chunk, ("n", self._layer.input_size), self)
+        self.frames_in += len(x)
         if not self._layer.chunked:
             return self._counted([self._layer._run(x, self._memory)] if len(x) else [])
         x = np.concatenate([self._waiting, x])
@@ -185,7 +183,7 @@ class Stream:
         while len(x) - done >= self._missing:
             outputs.append(self._layer._run(x[done : done + self._missing], self._memory))
             done += self._missing
-            self._missing = self._geometry.chunk_size
+            self._missing = self._size
         self._waiting = x[done:].copy()
         return self._counted(outputs)
 
@@ -213,16 +211,16 @@ class Stream:
         else:
             none = np.empty((0, self._layer.output_size), np.float32)
             y = np.concatenate([none, *outputs])
-        self._frames_out += len(y)
+        self.frames_out += len(y)
         return y
 
     def reset(self) -> None:
         """Start a new signal: as if the stream had just been opened."""
         for part in _parts(self._memory).values():
             part.reset()
-        self._waiting = np.empty((0, self._layer.input_size), np.float32)
+        self._waiting = self._waiting[:0]
         self._missing = self._first
-        self._frames_in = self._frames_out = 0
+        self.frames_in = self.frames_out = 0
 
     def snapshot(self) -> dict[str, Any]:
         """
@@ -236,7 +234,7 @@ class Stream:
         return {
             "layer": np.array(self._name),
             "waiting": self._waiting.copy(),
-            "counts": np.array([self._frames_in, self._frames_out]),
+            "counts": np.array([self.frames_in, self.frames_out]),
         } | snapshot_of(_parts(self._memory))
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -266,28 +264,24 @@ class Stream:
         check_shape("state['counts']", counts, (2,), self)
         frames_in, frames_out = counts.tolist()
         is_first = self._layer.chunked and frames_in == len(waiting)
-        missing_frames = self._first if is_first else self._geometry.chunk_size
+        missing_frames = self._first if is_first else self._size
         integers("len(state['waiting'])", len(waiting), 0, min(frames_in, missing_frames - 1))
         restore_all(_parts(self._memory), state)
         self._waiting, self._missing = waiting, missing_frames
-        self._frames_in, self._frames_out = frames_in, frames_out
+        self.frames_in, self.frames_out = frames_in, frames_out
 
     @property
     def _name(self) -> str:
         return f"{self._layer} in chunks of {self._geometry[:2]}"
 
     def __repr__(self) -> str:
-        return f"<Stream of {self._name}, {self._frames_in} frames in>"
+        return f"<Stream of {self._name}, {self.frames_in} frames in>"
 
 
 def checked_geometry(chunk_size: object, left_context: object) -> Geometry:
     """Return the geometry of a stream with attention."""
-    sizes = []
-    for name, value, least in (("chunk_size", chunk_size, 1), ("left_context", left_context, 0)):
-        checked = integers(name, value, least, 2**20)
-        check_shape(name, checked, (), "a stream with attention")
-        sizes.append(int(checked))
-    return Geometry(sizes[0], sizes[1])
+    chunk = integer("chunk_size", chunk_size, 1, 2**20)
+    return Geometry(chunk, integer("left_context", left_context, 0, 2**20))
 
 
 def snapshot_of(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeconv.arguments import check_shape, float32, integers
+from edgeconv.arguments import float32, integer
 from edgeconv.checkpoint import CheckpointError
 from edgeconv.checkpoint.error import shown
 from edgeconv.layers.layer import Array
@@ -191,9 +191,8 @@ class FeatureStream:
         """Go to a state."""
         samples = float32("state['samples']", state["samples"], ("n",), "features")
         latest = len(samples) + self._features.hop_length
-        start = integers("state['next']", state["next"], -1, latest)
-        check_shape("state['next']", start, (), "features")
-        self._samples, self._next = samples.copy(), int(start)
+        start = integer("state['next']", state["next"], -1, latest)
+        self._samples, self._next = samples.copy(), start
 
 
 def _check(name: str, value: object, choices: Any) -> None:
