@@ -7,7 +7,7 @@ import os
 import secrets
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +52,12 @@ REMEDIES = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EBUSY: "or write to another path",
 }
-WORDS = {"`causal=True`": "--causal", "`causal=False`": "--no-causal", "`prefix`": "--prefix"}
-WORDS |= {"`prefixes`": "--prefix", "`config`": "--config", "`source`": "SRC", "`target`": "DST"}
-WORDS |= {
-    "`seed`": "--seed",
-    "`causal`": "--causal or --no-causal",
-    "`weights`": "--weights",
-    "`window_ms`": "--window-ms",
-    "`left_context`": "--left-context",
-    "`beam_size`": "--beam",
-    "`tail_padding_ms`": "--tail-padding-ms",
-    "`threads`": "--threads",
-    "use `transcribe`": "record a WAV file and give that",
-}  # the library's, and what they are called here
+OWN = "prefix", "config", "seed", "weights", "window_ms", "left_context", "tail_padding_ms"
+WORDS = {f"`{name}`": f"--{name.replace('_', '-')}" for name in (*OWN, "threads")}
+WORDS |= {"`causal=True`": "--causal", "`causal=False`": "--no-causal", "`prefixes`": "--prefix"}
+WORDS |= {"`causal`": "--causal or --no-causal", "`source`": "SRC", "`target`": "DST"}
+WORDS |= {"`beam_size`": "--beam", "use `transcribe`": "record a WAV file and give that"}
+# The library's words, and what they are called here.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,76 +123,81 @@ def _parser() -> argparse.ArgumentParser:
             name, help=summary, description=summary, epilog=epilog, formatter_class=layout
         )
         command.set_defaults(command=function)
-        return command.add_argument
+
+        def argument(words: str, text: str, default: Any = None, **options: Any) -> None:
+            """Add an argument, such as "--beam N"."""
+            flag, *metavar = words.split()
+            if metavar:
+                options["metavar"] = metavar[0]
+            if default is not None:
+                options |= {"default": default, "type": type(default)}
+            command.add_argument(flag, help=text, **options)
+
+        return argument
+
+    flag: dict[str, Any] = {"action": "store_true"}
+    either: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 
     summary = "say what is in a checkpoint: its encoder and convolutions"
     argument = add(_inspect, "inspect valid.loss.best.pth", summary)
-    argument("file", metavar="FILE", help=CHECKPOINT)
-    argument("--tensors", action="store_true", help="list every tensor as well")
-    help_ = "the config.yaml of ESPnet, which says what tensors do not tell (needs PyYAML)"
-    argument("--config", metavar="YAML", help=help_)
+    argument("file FILE", CHECKPOINT)
+    argument("--tensors", "list every tensor as well", **flag)
+    text = "the config.yaml of ESPnet, which says what tensors do not tell (needs PyYAML)"
+    argument("--config YAML", text)
 
     example = "convert valid.loss.best.pth model.npz --config config.yaml --weights int8"
     argument = add(_convert, example, "copy a model, or convolutions, to a file for any NumPy")
-    argument("source", metavar="SRC", help=CHECKPOINT)
-    argument("target", metavar="DST", help="the .npz file to write")
-    help_ = "a convolution to copy; may be given several times (default: all)"
-    argument("--prefix", action="append", metavar="P", help=help_)
-    argument("--causal", action=argparse.BooleanOptionalAction, help=CAUSAL)
-    help_ = "the config.yaml of ESPnet: copy the whole model (needs PyYAML)"
-    argument("--config", metavar="YAML", help=help_)
-    help_ = "of its dense layers: int8 takes a quarter of the memory"
-    argument("--weights", choices=("float32", "int8"), default="float32", help=help_)
-    help_ = "copy convolutions alone; --config then states whether they are causal"
-    argument("--only-convolutions", action="store_true", help=help_)
+    argument("source SRC", CHECKPOINT)
+    argument("target DST", "the .npz file to write")
+    text = "a convolution to copy; may be given several times (default: all)"
+    argument("--prefix P", text, action="append")
+    argument("--causal", CAUSAL, **either)
+    argument("--config YAML", "the config.yaml of ESPnet: copy the whole model (needs PyYAML)")
+    text = "of its dense layers: int8 takes a quarter of the memory"
+    argument("--weights", text, choices=("float32", "int8"), default="float32")
+    text = "copy convolutions alone; --config then states whether they are causal"
+    argument("--only-convolutions", text, **flag)
 
     summary = "check that this machine computes the bits of the one that converted a file"
     argument = add(_verify, "verify small.npz", summary)
-    argument("file", metavar="FILE", help="an .npz file that `convert` wrote")
-    argument("--prefix", metavar="P", help="only this convolution")
-    help_, seed = "decides where signals are cut into chunks", secrets.randbelow(2**32)
-    argument("--seed", type=int, metavar="N", help=help_, default=seed)
+    argument("file FILE", "an .npz file that `convert` wrote")
+    argument("--prefix P", "only this convolution")
+    argument("--seed N", "decides where signals are cut into chunks", secrets.randbelow(2**32))
 
     argument = add(transcribe, TRANSCRIBE, "print what is said in files, a pipe or a microphone")
-    argument("model", metavar="MODEL", help="what `convert` wrote, or a .pth file with --config")
-    help_ = "WAV files, or - for raw 16-bit mono at the model's rate, or a WAV, on standard input"
-    argument("audio", metavar="AUDIO", nargs="*", help=help_)
-    help_ = "a device's number or a part of its name (default: the system's; needs sounddevice)"
-    argument("--microphone", metavar="DEVICE", nargs="?", const="", help=help_)
-    help_ = "list the microphones, and do nothing else"
-    argument("--list-devices", nargs=0, action=_ListDevices, help=help_)
+    argument("model MODEL", "what `convert` wrote, or a .pth file with --config")
+    text = "WAV files, or - for raw 16-bit mono at the model's rate, or a WAV, on standard input"
+    argument("audio AUDIO", text, nargs="*")
+    text = "a device's number or a part of its name (default: the system's; needs sounddevice)"
+    argument("--microphone DEVICE", text, nargs="?", const="")
+    text = "list the microphones, and do nothing else"
+    argument("--list-devices", text, nargs=0, action=_ListDevices)
     _add_listening(argument)
-    help_ = "start a new line after a silence (default: not in files)"
-    argument("--endpoint", action=argparse.BooleanOptionalAction, help=help_)
-    help_ = f"milliseconds of silence after the end, for the last word (default: {PADDING:g})"
-    argument("--tail-padding-ms", type=float, metavar="MS", default=PADDING, help=help_)
-    argument("--json", action="store_true", help="print every result as a line of JSON")
+    argument("--endpoint", "start a new line after a silence (default: not in files)", **either)
+    text = f"milliseconds of silence after the end, for the last word (default: {PADDING:g})"
+    argument("--tail-padding-ms MS", text, PADDING)
+    argument("--json", "print every result as a line of JSON", **flag)
 
     argument = add(lambda options: demo(options.live), "demo", "transcribe recordings that ship")
-    argument("--live", action="store_true", help="at the speed at which they were spoken")
-    example = "bench small.npz speech.wav --json"
+    argument("--live", "at the speed at which they were spoken", **flag)
     summary = "measure the time per frame of convolutions, or all times of a recogniser, here"
-    argument = add(_bench, example, summary)
-    argument("model", metavar="MODEL", nargs="?", help="a recogniser (default: convolutions)")
-    argument("audio", metavar="AUDIO", nargs="*", help="WAV files (default: some that ship)")
+    argument = add(_bench, "bench small.npz speech.wav --json", summary)
+    argument("model MODEL", "a recogniser (default: convolutions)", nargs="?")
+    argument("audio AUDIO", "WAV files (default: some that ship)", nargs="*")
     _add_listening(argument)
-    argument("--json", action="store_true", help="print it for a program to read")
+    argument("--json", "print it for a program to read", **flag)
     add(lambda _: machine.doctor(), "doctor", "check that this machine can run convolutions")
     return parser
 
 
-def _add_listening(argument: Callable[..., Any]) -> None:
+def _add_listening(argument: Callable[..., None]) -> None:
     """Add the arguments of what loads a recogniser and listens."""
-    help_ = "the config.yaml that ESPnet wrote beside a .pth file (needs PyYAML)"
-    argument("--config", metavar="YAML", help=help_)
-    help_ = "milliseconds that are encoded together (default: 640)"
-    argument("--window-ms", type=float, metavar="MS", default=640, help=help_)
-    help_ = "encoder frames before a window that it sees (default: 32)"
-    argument("--left-context", type=int, metavar="N", default=32, help=help_)
-    help_ = "hypotheses to keep (default: 1, which is the greedy search)"
-    argument("--beam", type=int, metavar="N", default=1, help=help_)
-    help_ = "threads that share large layers (default: 1; more pay where cores are idle)"
-    argument("--threads", type=int, metavar="N", default=1, help=help_)
+    argument("--config YAML", "the config.yaml that ESPnet wrote beside a .pth file (needs PyYAML)")
+    argument("--window-ms MS", "milliseconds that are encoded together (default: 640)", 640.0)
+    argument("--left-context N", "encoder frames before a window that it sees (default: 32)", 32)
+    argument("--beam N", "hypotheses to keep (default: 1, which is the greedy search)", 1)
+    text = "threads that share large layers (default: 1; more pay where cores are idle)"
+    argument("--threads N", text, 1)
 
 
 class _ListDevices(argparse.Action):
@@ -231,8 +229,8 @@ def _inspect(options: argparse.Namespace) -> None:
         print(printable(f"not read: {len(others)} of other types, {share:.0%} of the file: {some}"))
         print()
     shapes = {name: entry.shape for name, entry in entries.items() if entry.read}
-    if lines := [*overview(shapes, configuration)]:
-        _say(lines)
+    if lines := [printable(f"{title:<12}{x}") for title, x in overview(shapes, configuration)]:
+        print(*lines, sep="\n", end="\n\n")
     rows: list[tuple[object, ...]] = []
     for prefix, channels, kernel_size in found.values():
         (parent,) = parents_of(checkpoint, prefix)
@@ -253,11 +251,6 @@ def _inspect(options: argparse.Namespace) -> None:
     file, stem = (printable(shlex.quote(x)) for x in (options.file, Path(options.file).stem))
     following = (NEXT_OF_MODEL if lines else NEXT).format(file, stem)
     print(f"next: edgeconv verify {file}" if stated else following)
-
-
-def _say(lines: Iterable[tuple[str, str]]) -> None:
-    """Print titles and texts, and an empty line."""
-    print(*(printable(f"{title:<12}{text}") for title, text in lines), sep="\n", end="\n\n")
 
 
 def _convert(options: argparse.Namespace) -> None:
