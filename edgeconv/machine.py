@@ -3,17 +3,18 @@
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgeconv import __version__
 from edgeconv.convolution import DepthwiseConvolution
-from edgeconv.recogniser import RecogniserStream, load_recogniser
+from edgeconv.layers.layer import Array
+from edgeconv.recogniser import RecogniserStream, Result, load_recogniser
 from edgeconv.recogniser.audio import open_wav
 from edgeconv.terminal import CommandError, compiling, table
 
@@ -38,7 +39,7 @@ def time_calls(call: Callable[[], object], seconds: float) -> tuple[int, float, 
 
 def doctor() -> None:
     """Print what matters of this machine and a verdict."""
-    print(*(f"{name:<10}{value}" for name, value in facts().items()), sep="\n")
+    print(*facts_lines(), sep="\n")
     start = perf_counter()
     with compiling():
         from edgeconv.kernels import ring
@@ -79,13 +80,17 @@ def bench(as_json: bool) -> None:
             median, late = (float(f"{1e6 * time / n:.3g}") for time in times)
             speed = round(1e6 / FRAMES_PER_SECOND / median)
             rows.append((channels, kernel_size, n, calls, median, late, speed))
+    heading = f"Time per frame of one convolution; real time is {FRAMES_PER_SECOND} frames/s."
+    results = [dict(zip(header, row, strict=True)) for row in rows]
+    _report(as_json, heading, [header, *rows], results=results)
+
+
+def _report(as_json: bool, heading: str, rows: Sequence[Sequence[Any]], **fields: Any) -> None:
+    """Print what this machine is and what was measured, as JSON or as a table."""
     if as_json:
-        results = [dict(zip(header, row, strict=True)) for row in rows]
-        print(json.dumps({"machine": facts(), "results": results}, indent=1))
+        print(json.dumps({"machine": facts(), **fields}, indent=1))
     else:
-        print(*(f"{name:<10}{value}" for name, value in facts().items()), sep="\n")
-        print(f"\nTime per frame of one convolution; real time is {FRAMES_PER_SECOND} frames/s.\n")
-        print(table([header, *rows]))
+        print(*facts_lines(), f"\n{heading}\n", table(rows), sep="\n")
 
 
 def bench_recogniser(
@@ -98,9 +103,10 @@ def bench_recogniser(
     recogniser = load_recogniser(model, config)
     stream = recogniser.stream(**listening)
     load_seconds = perf_counter() - start
-    runs = [spoken(stream, path, listening["window_ms"]) for path in audio]
+    files = [(file.samples(), file.sample_rate) for file in map(open_wav, audio)]
+    runs: list[Spoken] = []
     while sum(len(run.windows) for run in runs) < WINDOWS:
-        runs += [spoken(stream, path, listening["window_ms"]) for path in audio]
+        runs += [spoken(stream, *file, listening["window_ms"]) for file in files]
     seconds, computing = sum(run.seconds for run in runs), sum(run.computing for run in runs)
     windows = [1e3 * time for run in runs for time in run.windows] or [np.nan]
     words = [1e3 * run.first_word for run in runs if run.first_word is not None] or [np.nan]
@@ -115,14 +121,9 @@ def bench_recogniser(
         "resident_mb": resident() / 1e6,
     }
     rounded = {name: float(f"{value:.4g}") for name, value in measured.items()}
-    if as_json:
-        print(json.dumps({"machine": facts(), "options": listening, "results": rounded}, indent=1))
-    else:
-        print(*(f"{name:<10}{value}" for name, value in facts().items()), sep="\n")
-        print(
-            "\n" + ", ".join(f"{name} {value:g}" for name, value in listening.items()), end="\n\n"
-        )
-        print(table([("measure", "value"), *rounded.items()]))
+    heading = ", ".join(f"{name} {value:g}" for name, value in listening.items())
+    rows = [("measure", "value"), *rounded.items()]
+    _report(as_json, heading, rows, options=listening, results=rounded)
 
 
 class Spoken(NamedTuple):
@@ -135,26 +136,33 @@ class Spoken(NamedTuple):
     final_text: float  # from the last sample
 
 
-def spoken(stream: RecogniserStream, path: str, window_ms: float) -> Spoken:
-    """Take a file through a stream on a clock that goes as if it were spoken, without waiting."""
-    audio = open_wav(path)
-    samples, rate = audio.samples(), audio.sample_rate
-    step, n_window = max(rate // 50, 1), round(rate * window_ms / 1000)
-    windows, clock, computing, first_word = [0.0] * (len(samples) // n_window + 1), 0.0, 0.0, None
-    for at in range(0, len(samples), step):
-        piece = samples[at : at + step]
-        start = perf_counter()
-        result = stream.accept_waveform(rate, piece)
-        took = perf_counter() - start
-        windows[at // n_window] += took
-        computing += took
-        clock = max(clock, (at + len(piece)) / rate) + took
+def spoken(stream: RecogniserStream, samples: Array, rate: int, window_ms: float) -> Spoken:
+    """Take samples through a stream, on a clock that goes as if they were spoken."""
+    n_window, seconds = round(rate * window_ms / 1000), len(samples) / rate
+    windows, clock, first_word = [0.0] * (len(samples) // n_window + 1), 0.0, None
+    for n, result, took in heard(stream, samples, rate):
+        windows[-1 if result.is_final else (n - 1) // n_window] += took
+        clock = max(clock, n / rate) + took
         if first_word is None and result.tokens:
             first_word = clock - result.timestamps[0]
+    return Spoken(seconds, sum(windows), windows[:-1], first_word, clock - seconds)
+
+
+def heard(
+    stream: RecogniserStream, samples: Array, rate: int, is_live: bool = False
+) -> Iterator[tuple[int, Result, float]]:
+    """Take samples through a stream; yield how many came, each result, the seconds that it took."""
+    step, opened = max(rate // 50, 1), perf_counter()
+    for at in range(0, len(samples), step):
+        piece = samples[at : at + step]
+        if is_live:
+            sleep(max(0, (at + len(piece)) / rate - (perf_counter() - opened)))
+        start = perf_counter()
+        result = stream.accept_waveform(rate, piece)
+        yield at + len(piece), result, perf_counter() - start
     start = perf_counter()
-    stream.input_finished()
-    took, seconds = perf_counter() - start, len(samples) / rate
-    return Spoken(seconds, computing + took, windows[:-1], first_word, clock + took - seconds)
+    result = stream.input_finished()
+    yield len(samples), result, perf_counter() - start
 
 
 def facts() -> dict[str, str]:
@@ -163,6 +171,11 @@ def facts() -> dict[str, str]:
     cpu = f"{os.cpu_count()} x {platform.processor() or platform.machine()}"
     own = {"edgeconv": __version__, **packages, "Python": platform.python_version()}
     return {**own, "system": platform.platform(), "CPU": cpu}
+
+
+def facts_lines() -> list[str]:
+    """Return them as lines."""
+    return [f"{name:<10}{value}" for name, value in facts().items()]
 
 
 def resident() -> int:
