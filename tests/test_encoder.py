@@ -178,7 +178,7 @@ def change(configuration, path, value):
         (
             "encoder_conf.input_conf.subsampling_factor",
             2,
-            "subsampling_factor must be one of 4.*found 2",
+            "subsampling_factor must be 4: .*found 2",
         ),
         ("encoder_conf.input_conf.vgg_like", True, "vgg_like"),
         ("input_size", 40, "embed.output.weight must have shape"),
@@ -190,7 +190,7 @@ def change(configuration, path, value):
         ("encoder_conf.main_conf.after_norm_eps", [1], "after_norm_eps must be a number"),
         ("encoder_conf.main_conf.swish_beta", "x", "swish_beta must be a number"),
         ("encoder_conf.input_conf", [1], "input_conf must be a mapping"),
-        ("encoder_conf.input_conf.subsampling_factor", [4], "subsampling_factor must be one of"),
+        ("encoder_conf.input_conf.subsampling_factor", [4], "subsampling_factor must be 4: "),
         ("encoder_conf.input_conf.conv_size", 64, "conv_size '?64.*found 6"),
     ],
 )

@@ -117,7 +117,7 @@ def test_cosines_are_right_and_periodic(whole):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"frontend": "sliding_window"}, "frontend must be 'default': .*found 'sliding_window'"),
+        ({"frontend": "sliding_window"}, "frontend must be default: .*found 'sliding_window'"),
         ({"frontend_conf": {"center": False}}, "center must be True: .*found False"),
         ({"frontend_conf": {"normalized": True}}, "normalized must be False"),
         ({"frontend_conf": {"window": "kaiser"}}, "window must be .*found 'kaiser'"),

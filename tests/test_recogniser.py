@@ -329,7 +329,7 @@ def test_many_threads_share_a_recogniser():
         ({"token_list": None}, "token_list must be a list"),
         ({"token_list": WORDS[:-1]}, "decoder.embed.weight must have 12 rows.*found 13"),
         ({"token_type": "phn"}, "token_type must be one of bpe, char, word: .*found 'phn'"),
-        ({"decoder": "mega"}, "decoder must be rnn or stateless"),
+        ({"decoder": "mega"}, "decoder must be one of rnn, stateless"),
         ({"decoder.embed.weight": None}, "must have a decoder.*found an encoder alone"),
         ({"joint_network.lin_dec.weight": np.zeros((16, 7))}, "the joint network must take"),
         ({"joint_network.lin_out.weight": np.zeros((13, 9))}, "must be of one width"),

@@ -229,9 +229,9 @@ def test_tokens_are_joined(kind, tokens, text):
 @pytest.mark.parametrize(
     ("make", "change", "message"),
     [
-        (Decoder, {"decoder": "mega"}, "decoder must be rnn or stateless: MEGA.*found 'mega'"),
-        (Decoder, {"decoder": "rwkv"}, "decoder must be rnn or stateless: .*RWKV.*found 'rwkv'"),
-        (Decoder, {"decoder_conf": {"rnn_type": "rnn"}}, "rnn_type must be lstm or gru"),
+        (Decoder, {"decoder": "mega"}, "decoder must be one of rnn, stateless: .*found 'mega'"),
+        (Decoder, {"decoder": "rwkv"}, "decoder must be one of rnn, stateless: .*found 'rwkv'"),
+        (Decoder, {"decoder_conf": {"rnn_type": "rnn"}}, "rnn_type must be one of lstm, gru"),
         (Decoder, {"decoder_conf": {"rnn_type": "gru"}}, "weight_hh_l0 must have shape"),
         (Joint, {"joint_network_conf": {"joint_activation_type": "mish"}}, "found 'mish'"),
         (Joint, {"joint_network_conf": {"joint_act_type": "smish"}}, "found 'smish'"),

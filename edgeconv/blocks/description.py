@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from edgeconv.blocks.block import Block, BlockOptions
@@ -11,7 +11,7 @@ from edgeconv.blocks.branchformer import Branchformer
 from edgeconv.blocks.conformer import Conformer
 from edgeconv.blocks.ebranchformer import EBranchformer
 from edgeconv.checkpoint import CheckpointError
-from edgeconv.checkpoint.error import shown
+from edgeconv.checkpoint.error import check_choice, shown
 from edgeconv.layers import ConvInput
 from edgeconv.layers.activation import ACTIVATIONS, Activation
 from edgeconv.layers.norm import NORMS
@@ -107,21 +107,21 @@ def describe(configuration: Mapping[str, Any]) -> Description:
     if main.get("simplified_att_score"):
         raise CheckpointError("simplified_att_score must be false: these scores are left out")
     for name in ("pos_wise_act_type", "conv_mod_act_type"):
-        _check(name, main.get(name, "swish"), ACTIVATIONS)
+        check_choice(name, main.get(name, "swish"), ACTIVATIONS)
     source = {} if encoder.get("input_conf") is None else encoder["input_conf"]
     if not isinstance(source, Mapping):
         raise CheckpointError("input_conf must be a mapping", shown(repr(source)), REMEDY)
     factors = (4,) if source.get("vgg_like") is False else (4, 6)
-    _check("subsampling_factor", source.get("subsampling_factor") or 4, factors)
+    check_choice("subsampling_factor", source.get("subsampling_factor") or 4, factors)
     for options in (main, *bodies):
         for name, value in options.items():
             if name.endswith(NUMBERS) and not isinstance(value, int | float | None):
                 raise CheckpointError(f"{name} must be a number", shown(repr(value)), REMEDY)
     for name in ("norm_type", "conv_mod_norm_type"):
-        _check(name, main.get(name, "layer_norm"), NORMS)
+        check_choice(name, main.get(name, "layer_norm"), NORMS)
     blocks = []
     for body in bodies:
-        _check("block_type", body.get("block_type"), BLOCKS)
+        check_choice("block_type", body.get("block_type"), BLOCKS)
         count = body.get("num_blocks") or 1
         if type(count) is not int or not 0 < count <= MOST_BLOCKS:
             expected = f"num_blocks must be an integer from 1 to {MOST_BLOCKS}"
@@ -154,12 +154,6 @@ def options_of(configuration: Mapping[str, Any]) -> tuple[Mapping[str, Any], Map
 def is_causal(configuration: Mapping[str, Any]) -> bool:
     """Tell whether convolutions see no later frame: if ``dynamic_chunk_training`` is true."""
     return bool(options_of(configuration)[1].get(CAUSAL, False))
-
-
-def _check(name: str, value: object, choices: Collection[object]) -> None:
-    if not isinstance(value, str | int) or value not in choices:
-        expected = f"{name} must be one of {', '.join(map(str, choices))}"
-        raise CheckpointError(f"{expected}: others are left out", shown(value))
 
 
 def kind_of(state: Mapping[str, Any], prefix: str) -> str:

@@ -55,6 +55,14 @@ def require(condition: object, expected: str, found: str = "another") -> None:
         raise damaged(expected, found)
 
 
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Refuse a configuration that asks for what is left out."""
+    allowed = [*choices]  # a value may have no hash
+    if value not in allowed:
+        one_of = "one of " * (len(allowed) > 1) + ", ".join(map(str, allowed))
+        raise CheckpointError(f"{name} must be {one_of}: others are left out", shown(value))
+
+
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str] | None) -> Iterator[None]:
     """Let errors raised inside name the file, if they do not yet; so do those of lacking memory."""

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeconv.checkpoint import CheckpointError
-from edgeconv.checkpoint.error import shown
+from edgeconv.checkpoint.error import check_choice
 from edgeconv.layers.layer import Array
 from edgeconv.layers.parameters import Weights, tensor
 
@@ -41,9 +40,7 @@ class Decoder:
 
     def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
         kind = configuration.get("decoder", "rnn")
-        if kind not in ("rnn", "stateless"):
-            expected = "decoder must be rnn or stateless: MEGA, RWKV and others are left out"
-            raise CheckpointError(expected, shown(kind))
+        check_choice("decoder", kind, ("rnn", "stateless"))
         conf = configuration.get("decoder_conf") or {}
         self._embed = tensor(state, EMBED, ("V", "E"))
         self.n_tokens, self.output_size = self._embed.shape
@@ -52,8 +49,7 @@ class Decoder:
         if kind == "stateless":
             return
         rnn_type = conf.get("rnn_type", "lstm")
-        if rnn_type not in ("lstm", "gru"):
-            raise CheckpointError("rnn_type must be lstm or gru", shown(rnn_type))
+        check_choice("rnn_type", rnn_type, ("lstm", "gru"))
         for n in range(int(conf.get("num_layers", 1))):
             self._layers.append(_Layer(state, f"decoder.rnn.{n}", self.output_size, rnn_type))
             self.output_size = self._layers[-1].size

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeconv.arguments import float32, integer
 from edgeconv.checkpoint import CheckpointError
-from edgeconv.checkpoint.error import shown
+from edgeconv.checkpoint.error import check_choice, shown
 from edgeconv.layers.layer import Array
 from edgeconv.layers.parameters import Weights, tensor
 
@@ -62,11 +62,11 @@ class Features:
             found = shown(configuration.get("input_size"))
             expected = f"a recogniser must have a frontend with {MELS}, and no input_size"
             raise CheckpointError(expected, found, "use its encoder: `load_encoder`")
-        _check("frontend", configuration.get("frontend", "default"), ["default"])
+        check_choice("frontend", configuration.get("frontend", "default"), ["default"])
         conf = configuration.get("frontend_conf") or {}
         for name, value in FIXED.items():
-            _check(name, conf.get(name, value), [value])
-        _check("window", conf.get("window", "hann"), WINDOWS)
+            check_choice(name, conf.get(name, value), [value])
+        check_choice("window", conf.get("window", "hann"), WINDOWS)
         self.sample_rate = _rate(conf.get("fs", 16000))
         self.n_fft = int(conf.get("n_fft", 512))
         self.hop_length = int(conf.get("hop_length", 128))
@@ -83,7 +83,7 @@ class Features:
         self._mels = Weights({"w.weight": np.ascontiguousarray(mels.T)}, "w", shape=("N", "K"))
         self._activate, self._log = pointwise.kernel(pointwise.activate), pointwise.LOG
         kind, options = configuration.get("normalize"), configuration.get("normalize_conf") or {}
-        _check("normalize", kind, [None, "global_mvn", "utterance_mvn"])
+        check_choice("normalize", kind, [None, "global_mvn", "utterance_mvn"])
         self.by_utterance = kind == "utterance_mvn"
         self._norm_means = bool(options.get("norm_means", True))
         self._norm_vars = bool(options.get("norm_vars", not self.by_utterance))
@@ -193,12 +193,6 @@ class FeatureStream:
         latest = len(samples) + self._features.hop_length
         start = integer("state['next']", state["next"], -1, latest)
         self._samples, self._next = samples.copy(), start
-
-
-def _check(name: str, value: object, choices: Any) -> None:
-    if value not in choices:
-        expected = f"{name} must be {' or '.join(map(shown, choices))}"
-        raise CheckpointError(f"{expected}: others are left out", shown(value))
 
 
 def _rate(value: object) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgeconv.checkpoint import CheckpointError
-from edgeconv.checkpoint.error import shown
+from edgeconv.checkpoint.error import check_choice
 from edgeconv.layers.activation import ACTIVATIONS, Activation
 from edgeconv.layers.layer import Array
 from edgeconv.layers.parameters import Weights
@@ -38,9 +38,7 @@ class Joint:
 
         conf = configuration.get("joint_network_conf") or {}
         kind = conf.get("joint_activation_type", conf.get("joint_act_type", "tanh"))
-        if kind not in ACTIVATIONS:
-            expected = f"joint_activation_type must be one of {', '.join(ACTIVATIONS)}"
-            raise CheckpointError(f"{expected}: others are left out", shown(kind))
+        check_choice("joint_activation_type", kind, ACTIVATIONS)
         self._activation = Activation(kind, conf)
         self._enc, self._dec, self._out = (
             Weights(state, f"joint_network.{name}", shape=("N", "K"))

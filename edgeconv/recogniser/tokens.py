@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeconv.checkpoint import CheckpointError
-from edgeconv.checkpoint.error import shown
+from edgeconv.checkpoint.error import check_choice, shown
 
 BLANK = 0
 KINDS = ("bpe", "char", "word")
@@ -28,9 +28,7 @@ class Tokens:
             remedy = "give the config.yaml that ESPnet wrote, which holds all tokens"
             raise CheckpointError("token_list must be a list of tokens", shown(tokens), remedy)
         self.kind = configuration.get("token_type", "bpe")
-        if self.kind not in KINDS:
-            expected = f"token_type must be one of {', '.join(KINDS)}: others are left out"
-            raise CheckpointError(expected, shown(self.kind))
+        check_choice("token_type", self.kind, KINDS)
         self.names = tuple(map(str, tokens))
 
     def text(self, tokens: Sequence[str]) -> str:
