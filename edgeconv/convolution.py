@@ -215,18 +215,15 @@ class DepthwiseConvolution:
         """Return the weight and bias under the names that PyTorch gives them."""
         return {"conv.weight": self.weight, "conv.bias": self.bias}
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> tuple[Frames, Frames, bool, str]:
         # The packed taps stay behind: layout and alignment are this process's.
-        return _rebuilt, (type(self), self.weight, self.bias, self.causal, self._origin)
+        return self.weight, self.bias, self.causal, self._origin
+
+    def __setstate__(self, state: tuple[Frames, Frames, bool, str]) -> None:
+        self._set(*state)
 
     def __repr__(self) -> str:
         width = f"channels={self.channels}" if self.channels % 2 else f"size={self.size}"
         origin = f" from {self._origin!r}" if self._origin else ""
         geometry = f"{width}, kernel_size={self.kernel_size}, causal={self.causal}"
         return f"{type(self).__name__}({geometry}){origin}"
-
-
-def _rebuilt(cls: type[DepthwiseConvolution], *parts: Any) -> DepthwiseConvolution:
-    conv = cls.__new__(cls)
-    conv._set(*parts)
-    return conv
