@@ -46,6 +46,16 @@ class Recogniser:
     configuration : mapping
         ESPnet's ``config.yaml`` as plain Python.
 
+    Attributes
+    ----------
+    sample_rate : int
+        Samples a second of the speech that it was trained with; other rates are resampled.
+    encoder : Encoder
+    tokens : tuple of str
+        The first is blank.
+    causal : bool
+        Whether it can be streamed: see the error that `stream` raises.
+
     Raises
     ------
     CheckpointError
@@ -59,39 +69,21 @@ class Recogniser:
             raise CheckpointError(f"a recogniser must have a decoder, {EMBED}", found, remedy)
         self._tokens = Tokens(configuration)
         self._features = Features(state, configuration)
-        self._encoder = Encoder(state, configuration)
+        self.encoder = Encoder(state, configuration)
         self._decoder, self._joint = Decoder(state, configuration), Joint(state, configuration)
         n_tokens = len(self._tokens.names)
         if self._decoder.n_tokens != n_tokens:
             expected = f"{EMBED} must have {n_tokens} rows, one for each of token_list"
             raise CheckpointError(expected, str(self._decoder.n_tokens))
-        sizes = self._encoder.output_size, self._decoder.output_size, n_tokens
+        sizes = self.encoder.output_size, self._decoder.output_size, n_tokens
         if self._joint.sizes != sizes:
             expected = f"the joint network must take encoder, decoder and tokens of {sizes}"
             raise CheckpointError(expected, str(self._joint.sizes))
-        if self._features.n_mels != self._encoder.input_size:
+        if self._features.n_mels != self.encoder.input_size:
             expected = f"the encoder must take {self._features.n_mels} features"
-            raise CheckpointError(expected, str(self._encoder.input_size))
-
-    @property
-    def sample_rate(self) -> int:
-        """Samples a second of the speech that it was trained with; other rates are resampled."""
-        return self._features.sample_rate
-
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder."""
-        return self._encoder
-
-    @property
-    def tokens(self) -> tuple[str, ...]:
-        """All tokens; the first is blank."""
-        return self._tokens.names
-
-    @property
-    def causal(self) -> bool:
-        """Whether it can be streamed: see the error that `stream` raises."""
-        return self._encoder.causal and not self._features.by_utterance
+            raise CheckpointError(expected, str(self.encoder.input_size))
+        self.sample_rate, self.tokens = self._features.sample_rate, self._tokens.names
+        self.causal = self.encoder.causal and not self._features.by_utterance
 
     def stream(
         self,
@@ -138,20 +130,20 @@ class Recogniser:
                 "a model must be trained with normalize: global_mvn to be streamed, got one with "
                 "utterance_mvn, which needs the mean of the whole utterance; use `transcribe`"
             )
-        if not self._encoder.causal:
+        if not self.encoder.causal:
             raise ValueError(
                 "a model must be trained with encoder_conf.main_conf.dynamic_chunk_training to be "
                 "streamed, got one whose convolutions see later frames; use `transcribe`"
             )
         window = _milliseconds("window_ms", window_ms, self.sample_rate)
-        encoder_frame = self._encoder.subsampling_factor * self._features.hop_length
+        encoder_frame = self.encoder.subsampling_factor * self._features.hop_length
         chunk_size = window // encoder_frame
         if chunk_size < 1:
             least = 1000 * encoder_frame / self.sample_rate
             raise ValueError(f"`window_ms` must be at least {least}, got {window_ms}")
         parts = Parts(
             self._features,
-            self._encoder.stream(chunk_size, left_context, threads=threads),
+            self.encoder.stream(chunk_size, left_context, threads=threads),
             self._search(beam_size, search),
             self._transcript(1),  # the first embedding is dropped
             chunk_size * encoder_frame,
@@ -199,7 +191,7 @@ class Recogniser:
         if rate != self.sample_rate:
             other = resampler(rate, self.sample_rate)
             x = np.concatenate([other.process(x), other.flush()])
-        search.advance(self._encoder(self._features.whole(x)[None])[0])
+        search.advance(self.encoder(self._features.whole(x)[None])[0])
         return self._transcript(0).result(search, is_final=True)
 
     def _search(self, beam_size: int = 1, search: Mapping[str, Any] | None = None) -> Search:
@@ -210,7 +202,7 @@ class Recogniser:
 
     def _transcript(self, first: int) -> Transcript:
         """Return what makes results where encoder frame `first` is the first one heard."""
-        step = self._encoder.subsampling_factor * self._features.hop_length
+        step = self.encoder.subsampling_factor * self._features.hop_length
         return Transcript(self._tokens, step, self.sample_rate, first)
 
     def __repr__(self) -> str:
