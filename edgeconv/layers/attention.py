@@ -40,14 +40,7 @@ class RelPositionMultiHeadedAttention(Layer):
     def from_state_dict(
         cls, state: Mapping[str, Any], prefix: str
     ) -> RelPositionMultiHeadedAttention:
-        """
-        Take ``prefix.linear_q`` and so on out of a state dict.
-
-        Raises
-        ------
-        CheckpointError
-            If a tensor is missing or of another shape, or the attention has simplified scores.
-        """
+        """Take ``prefix.linear_q`` and so on out of a state dict; no simplified scores."""
         if f"{prefix}.linear_pos.bias" in state:
             raise CheckpointError(f"{prefix} must not have simplified scores, which are left out")
         names = [f"{prefix}.pos_bias_{name}" for name in "uv"]

@@ -52,14 +52,7 @@ class ConformerConvolution(Layer):
         causal: bool,
         eps: float = 1e-5,
     ) -> ConformerConvolution:
-        """
-        Take the module out of a state dict; `eps` is the batch norm's.
-
-        Raises
-        ------
-        CheckpointError
-            If a tensor is missing or of another shape.
-        """
+        """Take the module out of a state dict; `eps` is the batch norm's."""
         weight = tensor(state, f"{prefix}.depthwise_conv.weight", ("C", 1, "K"))
         channels = (size,) = (len(weight),)
         before = Linear.from_state_dict(state, f"{prefix}.pointwise_conv1", (2 * size, size))

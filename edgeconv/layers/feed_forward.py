@@ -31,16 +31,7 @@ class FeedForward(Layer):
     def from_state_dict(
         cls, state: Mapping[str, Any], prefix: str, activation: Activation | str = "swish"
     ) -> FeedForward:
-        """
-        Take ``prefix.w_1`` and ``prefix.w_2`` out of a state dict.
-
-        Raises
-        ------
-        CheckpointError
-            If one is missing, or they do not fit each other.
-        ValueError
-            If there is no such activation.
-        """
+        """Take ``prefix.w_1`` and ``prefix.w_2`` out of a state dict."""
         expand = Linear.from_state_dict(state, f"{prefix}.w_1")
         shape = expand.input_size, expand.output_size
         contract = Linear.from_state_dict(state, f"{prefix}.w_2", shape)

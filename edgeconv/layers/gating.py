@@ -41,14 +41,7 @@ class ConvolutionalSpatialGatingUnit(Layer):
         eps: float | None = None,
         partial: float | None = None,
     ) -> ConvolutionalSpatialGatingUnit:
-        """
-        Take ``prefix.conv`` and ``prefix.norm`` out of a state dict.
-
-        Raises
-        ------
-        CheckpointError
-            If one is missing.
-        """
+        """Take ``prefix.conv`` and ``prefix.norm`` out of a state dict."""
         conv = DepthwiseConvolution.from_state_dict(state, prefix, causal=causal)
         gate = Norm.from_state_dict(
             state, f"{prefix}.norm", norm, size=conv.channels, eps=eps, partial=partial

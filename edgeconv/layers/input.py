@@ -57,11 +57,6 @@ class ConvInput(Layer):
             Number of features of a frame.
         subsampling_factor : int
             4, or 6 for a VGG block; the tensors do not tell.
-
-        Raises
-        ------
-        CheckpointError
-            If a tensor is missing or of another shape, or the factor is another.
         """
         is_vgg = f"{prefix}.conv.5.weight" in state
         if subsampling_factor not in ((4, 6) if is_vgg else (4,)):

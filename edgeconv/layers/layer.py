@@ -26,10 +26,11 @@ class Layer:
     """
     A layer with fixed weights; any number of streams and threads may share it.
 
-    Every layer can be built ``from_state_dict(state, prefix, ...)``, called on whole signals, and
-    streamed. The output is bit-identical for every batch and every cut into calls. A subclass
-    says what of a stream has memory (`_memory`), what a chunk becomes (`_run`), and, if an end has
-    outputs of its own, which (`_finish`).
+    Every layer can be built ``from_state_dict(state, prefix, ...)``, which raises a CheckpointError
+    if a tensor is missing or of another shape, called on whole signals, and streamed. The output is
+    bit-identical for every batch and every cut into calls. A subclass says what of a stream has
+    memory (`_memory`), what a chunk becomes (`_run`), and, if an end has outputs of its own, which
+    (`_finish`).
 
     Attributes
     ----------

@@ -37,11 +37,6 @@ class Linear(Layer):
             The layer's name.
         shape : tuple
             N and K, or a letter for what may be any.
-
-        Raises
-        ------
-        CheckpointError
-            If there is no such layer.
         """
         return cls(Weights(state, prefix, shape=shape))
 

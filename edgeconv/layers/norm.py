@@ -60,13 +60,6 @@ class Norm(Layer):
             Width D of a frame, which not every kind's parameters tell.
         eps, partial : float, optional
             ESPnet's defaults: 1e-12 for ``layer_norm``, else 1e-5; all numbers.
-
-        Raises
-        ------
-        CheckpointError
-            If a parameter is missing or of another shape.
-        ValueError
-            If `kind` is none of these.
         """
         if kind not in NORMS:
             raise ValueError(f"`kind` must be one of {', '.join(NORMS)}, got {kind!r}")
