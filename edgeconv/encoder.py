@@ -53,14 +53,8 @@ class Encoder:
         description = describe(configuration)
         outer = "encoder." if any(f"{n}".startswith("encoder.encoders.") for n in state) else ""
         blocks = description.build_blocks(state, f"{outer}encoders.blocks")
-        norm = Norm.from_state_dict(
-            state,
-            f"{outer}encoders.norm_blocks",
-            description.norm,
-            size=blocks[-1].output_size,
-            eps=description.main.get("after_norm_eps"),
-            partial=description.main.get("after_norm_partial"),
-        )
+        name, options = f"{outer}encoders.norm_blocks", description.norm(description.main, "after_")
+        norm = Norm.from_state_dict(state, name, size=blocks[-1].output_size, **options)
         self._embed = description.build_input(state, f"{outer}embed")
         widths = [self._embed.output_size, *(block.input_size for block in blocks)]
         if len(set(widths)) > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,12 +28,8 @@ class BlockOptions(NamedTuple):
     causal: bool
     activation: Activation  # of the feed-forward layers
     convolution_activation: Activation  # of a Conformer's convolution
-    norm: str = "layer_norm"
-    norm_eps: float | None = None
-    norm_partial: float | None = None
-    convolution_norm: str = "layer_norm"  # of the spatial gating unit
-    convolution_norm_eps: float | None = None
-    convolution_norm_partial: float | None = None
+    norm: Mapping[str, Any]  # kind, eps and partial, as `Norm.from_state_dict` takes them
+    convolution_norm: Mapping[str, Any]  # of the convolution or the spatial gating unit
 
 
 class Block(Layer):
@@ -54,12 +50,7 @@ class Block(Layer):
         self.sizes = {"hidden_size": self.input_size, "heads": attention.n_heads}
         self._norms = {
             name: Norm.from_state_dict(
-                state,
-                f"{prefix}.{name}",
-                options.norm,
-                size=self.input_size,
-                eps=options.norm_eps,
-                partial=options.norm_partial,
+                state, f"{prefix}.{name}", size=self.input_size, **options.norm
             )
             for name in self.norms
         }
@@ -69,25 +60,19 @@ class Block(Layer):
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], prefix: str, options: BlockOptions) -> Block:
-        """
-        Take a block out of a state dict.
-
-        Raises
-        ------
-        CheckpointError
-            If a tensor is missing or of another shape.
-        """
+        """Take a block out of a state dict."""
         return cls(state, prefix, options)
 
     def _build(self) -> None:
         """Make the layers beside attention and norms."""
         raise NotImplementedError  # each kind of block has its own
 
-    def _feed_forward(self, name: str) -> FeedForward:
-        name = f"{self._prefix}.{name}"
-        layer = FeedForward.from_state_dict(self._state, name, self._options.activation)
-        self._check(name, layer.input_size, self.input_size)
-        return layer
+    def _feed_forwards(self) -> Iterator[FeedForward]:
+        """Yield the one before the other layers and the one behind them."""
+        for name in (f"{self._prefix}.feed_forward_macaron", f"{self._prefix}.feed_forward"):
+            layer = FeedForward.from_state_dict(self._state, name, self._options.activation)
+            self._check(name, layer.input_size, self.input_size)
+            yield layer
 
     def _linear(self, name: str, n_outputs: int, n_inputs: int) -> Linear:
         return Linear.from_state_dict(self._state, f"{self._prefix}.{name}", (n_outputs, n_inputs))
@@ -97,14 +82,9 @@ class Block(Layer):
             raise CheckpointError(f"{name} must be of width {expected}", str(width))
 
     def _gating(self) -> ConvolutionalSpatialGatingUnit:
-        options = self._options
+        norm, causal = dict(self._options.convolution_norm), self._options.causal
         return ConvolutionalSpatialGatingUnit.from_state_dict(
-            self._state,
-            f"{self._prefix}.conv_mod",
-            options.convolution_norm,
-            causal=options.causal,
-            eps=options.convolution_norm_eps,
-            partial=options.convolution_norm_partial,
+            self._state, f"{self._prefix}.conv_mod", norm.pop("kind"), causal=causal, **norm
         )
 
     def _memory(self, geometry: Geometry) -> dict[str, Any]:
@@ -115,7 +95,7 @@ class Block(Layer):
         return self._norms[name]._run(x, {})
 
     def _half_step(self, x: Array, layer: FeedForward, norm: str) -> Array:
-        """Add half of a feed-forward layer's output to x."""
+        """Return x and half of a feed-forward layer's output."""
         y = layer._run(self._normed(norm, x), {})
         self._add(x, y, HALF)
         return y

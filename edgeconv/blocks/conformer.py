@@ -20,10 +20,8 @@ class Conformer(Block):
 
     def _build(self) -> None:
         options = self._options
-        eps = options.convolution_norm_eps
-        self._macaron, self._forward = map(
-            self._feed_forward, ("feed_forward_macaron", "feed_forward")
-        )
+        eps = options.convolution_norm["eps"]
+        self._macaron, self._forward = self._feed_forwards()
         conv = ConformerConvolution.from_state_dict(
             self._state,
             f"{self._prefix}.conv_mod",

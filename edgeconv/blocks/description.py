@@ -36,10 +36,10 @@ class Description(NamedTuple):
         """Whether an output depends on no frame behind its chunk."""
         return bool(self.main.get(CAUSAL, False))
 
-    @property
-    def norm(self) -> str:
-        """The kind of norm of all blocks."""
-        return str(self.main.get("norm_type", "layer_norm"))
+    def norm(self, options: Mapping[str, Any], start: str, of: str = "") -> dict[str, Any]:
+        """Return kind, eps and partial of a norm, whose options' names begin with `start`."""
+        own = {name: options.get(f"{start}norm_{name}") for name in ("eps", "partial")}
+        return {"kind": self.main.get(f"{of}norm_type", "layer_norm"), **own}
 
     def build_blocks(self, state: Mapping[str, Any], prefix: str) -> list[Block]:
         """Take all blocks out of a state dict."""
@@ -56,12 +56,8 @@ class Description(NamedTuple):
             self.causal,
             Activation(main.get("pos_wise_act_type", "swish"), main),
             Activation(main.get("conv_mod_act_type", "swish"), main),
-            self.norm,
-            block.get("norm_eps"),
-            block.get("norm_partial"),
-            main.get("conv_mod_norm_type", "layer_norm"),
-            block.get("conv_mod_norm_eps"),
-            block.get("conv_mod_norm_partial"),
+            self.norm(block, ""),
+            self.norm(block, "conv_mod_", "conv_mod_"),
         )
         found = kind_of(state, prefix)
         if block["block_type"] != found:

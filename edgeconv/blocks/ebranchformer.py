@@ -27,9 +27,7 @@ class EBranchformer(Branchformer):
 
     def _build(self) -> None:
         super()._build()
-        self._macaron, self._forward = map(
-            self._feed_forward, ("feed_forward_macaron", "feed_forward")
-        )
+        self._macaron, self._forward = self._feed_forwards()
         name, causal = f"{self._prefix}.depthwise_conv_mod", self._options.causal
         self._depthwise = DepthwiseConvolution.from_state_dict(self._state, name, causal=causal)
         self._check(name, self._depthwise.channels, 2 * self.input_size)

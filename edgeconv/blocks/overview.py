@@ -91,10 +91,6 @@ def _streams(configuration: Mapping[str, Any] | None) -> str:
 def _gaps(kinds: Mapping[int, str], blocks: Mapping[int, Shapes]) -> Iterator[tuple[int, str]]:
     """Yield the tensors that a block lacks and another one of its kind has."""
     for n in range(max(blocks, default=-1) + 1):
-        if n not in blocks:
-            yield n, "*"
-            continue
-        like = {name: 0 for m, kind in kinds.items() if kind == kinds[n] for name in blocks[m]}
-        for name in like:
-            if name not in blocks[n]:
-                yield n, name
+        like = [blocks[m] for m, kind in kinds.items() if kind == kinds.get(n)]
+        names = dict.fromkeys(itertools.chain(*like)) if n in blocks else ["*"]
+        yield from ((n, name) for name in names if name not in blocks.get(n, {}))
