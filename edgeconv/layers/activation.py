@@ -18,9 +18,11 @@ _PARAMETERS: dict[str, dict[str, float]] = {
     "hardtanh": {"hardtanh_min_val": -1.0, "hardtanh_max_val": 1.0},
     "leaky_relu": {"leakyrelu_neg_slope": 0.01},
     "gelu": {},
+    "sigmoid": {},
     "exp": {},
+    "log": {},
 }
-ACTIVATIONS = tuple(name for name in _PARAMETERS if name not in ("gelu", "exp"))  # the layers' own
+ACTIVATIONS = tuple(_PARAMETERS)[:6]  # what a configuration may ask for
 
 
 class Activation:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgeconv.checkpoint.error import check_choice
+from edgeconv.layers.activation import Activation
 from edgeconv.layers.layer import Array
 from edgeconv.layers.parameters import Weights, tensor
 
@@ -80,8 +81,6 @@ class _Layer:
     """One LSTM or GRU: a single dense layer over inputs and hidden state makes all gates."""
 
     def __init__(self, state: Mapping[str, Any], prefix: str, width: int, kind: str) -> None:
-        from edgeconv.kernels import pointwise
-
         n_gates = 4 if kind == "lstm" else 3
         hidden = tensor(state, f"{prefix}.weight_hh_l0", ("n", "H"))
         size = hidden.shape[1]
@@ -101,32 +100,20 @@ class _Layer:
         self.size, self._is_lstm = size, kind == "lstm"
         state = {"gates.weight": weight, "gates.bias": bias}
         self._gates = Weights(state, "gates", shape=weight.shape)
-        self._activate = pointwise.kernel(pointwise.activate)
-        self._tanh, self._sigmoid = pointwise.TANH, pointwise.SIGMOID
+        self._tanh, self._sigmoid = Activation("tanh"), Activation("sigmoid")
 
     def step(self, x: Array, before: Array, after: Array) -> Array:
         """Take inputs (n, E) and states (n, 2 or 1, H); write the new states, return the hidden."""
         gates = self._gates.rows(np.concatenate([x, before[:, 0]], axis=1))
         size = self.size
         if self._is_lstm:  # input, forget, cell, output
-            cell = self._tanh_of(gates[:, 2 * size : 3 * size])
-            shares = self._sigmoid_of(gates)
+            cell = self._tanh(gates[:, 2 * size : 3 * size].copy())
+            shares = self._sigmoid(gates)
             after[:, 1] = shares[:, size : 2 * size] * before[:, 1] + shares[:, :size] * cell
-            after[:, 0] = shares[:, 3 * size :] * self._tanh_of(after[:, 1])
+            after[:, 0] = shares[:, 3 * size :] * self._tanh(after[:, 1].copy())
         else:  # reset, update, new of inputs, new of hidden
-            shares = self._sigmoid_of(gates[:, : 2 * size])
+            shares = self._sigmoid(gates[:, : 2 * size].copy())
             reset, update = shares[:, :size], shares[:, size:]
-            new = self._tanh_of(gates[:, 2 * size : 3 * size] + reset * gates[:, 3 * size :])
+            new = self._tanh(gates[:, 2 * size : 3 * size] + reset * gates[:, 3 * size :])
             after[:, 0] = (1 - update) * new + update * before[:, 0]
         return np.ascontiguousarray(after[:, 0])
-
-    def _tanh_of(self, x: Array) -> Array:
-        return self._of(self._tanh, x)
-
-    def _sigmoid_of(self, x: Array) -> Array:
-        return self._of(self._sigmoid, x)
-
-    def _of(self, kind: int, x: Array) -> Array:
-        y = np.array(x, np.float32, order="C")
-        self._activate(y, kind, np.float32(0), np.float32(0))
-        return y

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgeconv.arguments import float32, integer
 from edgeconv.checkpoint import CheckpointError
 from edgeconv.checkpoint.error import check_choice, shown
+from edgeconv.layers.activation import Activation
 from edgeconv.layers.layer import Array
 from edgeconv.layers.parameters import Weights, tensor
 
@@ -56,8 +57,6 @@ class Features:
     """
 
     def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
-        from edgeconv.kernels import pointwise
-
         if configuration.get("input_size") is not None or MELS not in state:
             found = shown(configuration.get("input_size"))
             expected = f"a recogniser must have a frontend with {MELS}, and no input_size"
@@ -81,7 +80,7 @@ class Features:
         rows = (_waves(self.n_fft, self._first, size) * window).astype(np.float32)
         self._transform = Weights({"w.weight": rows}, "w", shape=rows.shape)
         self._mels = Weights({"w.weight": np.ascontiguousarray(mels.T)}, "w", shape=("N", "K"))
-        self._activate, self._log = pointwise.kernel(pointwise.activate), pointwise.LOG
+        self._log = Activation("log")
         kind, options = configuration.get("normalize"), configuration.get("normalize_conf") or {}
         check_choice("normalize", kind, [None, "global_mvn", "utterance_mvn"])
         self.by_utterance = kind == "utterance_mvn"
@@ -114,7 +113,7 @@ class Features:
             power[:, 1 : 1 + sines.shape[1]] += sines
             self._mels.rows(power, out)
         np.maximum(features, np.float32(1e-10), out=features)
-        self._activate(features, self._log, np.float32(0), np.float32(0))
+        self._log(features)
         features -= self._mean
         features /= self._std
         return features
