@@ -255,18 +255,20 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     """Write a converted checkpoint."""
-    how = options.prefix, options.causal, options.config, options.weights
+    names = "causal", "config", "weights", "only_convolutions"
+    how = {name: getattr(options, name) for name in names}
     with compiling():
-        written = weights.copy(options.source, options.target, *how, options.only_convolutions)
+        written = weights.convert(options.source, options.target, prefixes=options.prefix, **how)
     for prefix, reason in written.left_out.items():
         print(printable(f"edgeconv: left out {prefix or NO_PREFIX}: {reason}"), file=sys.stderr)
-    if written.encoder is None:
-        rows = [(prefix or NO_PREFIX, *geometry) for prefix, *geometry in written.convolutions]
-        print(table([("convolution", "channels", "kernel size"), *rows]), end="\n\n")
-        if written.is_part and not options.only_convolutions:
-            print("These are its convolutions; with --config config.yaml it is the whole model.")
+    if written.models:
+        print(*written.models[::-1], sep="\n", end="\n\n")
     else:
-        print(*filter(None, (written.recogniser, written.encoder)), sep="\n", end="\n\n")
+        rows = [(prefix or NO_PREFIX, *geometry) for prefix, *geometry in written]
+        print(table([("convolution", "channels", "kernel size"), *rows]), end="\n\n")
+        is_part = any("encoders.blocks." in prefix for prefix, *_ in written)
+        if is_part and not options.only_convolutions:
+            print("These are its convolutions; with --config config.yaml it is the whole model.")
     size = Path(options.target).stat().st_size
     print(f"written to {printable(options.target)}, {size / 1e6:.2f} MB")
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from edgeconv.arguments import described, is_integer
-from edgeconv.blocks.description import is_causal
+from edgeconv.blocks.description import CAUSAL, options_of
 from edgeconv.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from edgeconv.checkpoint.error import naming, shown
 from edgeconv.configuration import read_configuration
@@ -35,14 +35,12 @@ class Opened(NamedTuple):
     header: Header
 
 
-class Written(NamedTuple):
-    """What `convert` wrote: convolutions, or a model; why some were left out; if more is there."""
+class Written(list[Convolution]):
+    """The convolutions that `convert` wrote, and the models; why others were left out."""
 
-    convolutions: list[Convolution]
-    left_out: dict[str, str]
-    encoder: Encoder | None = None
-    recogniser: Recogniser | None = None
-    is_part: bool = False
+    def __init__(self, found: Iterable[Convolution], left_out: Any, *models: Any) -> None:
+        super().__init__(found)
+        self.left_out, self.models = left_out, models
 
 
 def find_convolutions(path_or_state: Any) -> list[Convolution]:
@@ -114,7 +112,7 @@ def convert(
     config: File | None = None,
     weights: str = "float32",
     only_convolutions: bool = False,
-) -> list[Convolution]:
+) -> Written:
     """
     Copy a model, or convolutions of a checkpoint, to a converted file; return its convolutions.
 
@@ -125,19 +123,6 @@ def convert(
     this order, or all that `load_all` loads; `config` then only states `causal` for them.
     Assumed of these: stride 1, dilation 1, C groups.
     """
-    return copy(source, target, prefixes, causal, config, weights, only_convolutions)[0]
-
-
-def copy(
-    source: File,
-    target: File,
-    prefixes: Any,
-    causal: bool | None,
-    config: File | None,
-    weights: str,
-    only_convolutions: bool,
-) -> Written:
-    """Do what `convert` does."""
     wanted = [] if prefixes is None else list(prefixes)
     is_empty = prefixes is not None and not wanted
     if isinstance(prefixes, str) or is_empty or len(set(wanted)) != len(wanted):
@@ -156,8 +141,7 @@ def copy(
         raise ValueError(f"`weights` must be 'float32' for convolutions, got {weights!r}; {remedy}")
     modules, left_out = select(file, causal, wanted, config)
     save(target, modules, source=file.checkpoint)
-    is_part = any("encoders.blocks." in name for name in file.checkpoint)
-    return Written([file.found[name] for name in modules], left_out, is_part=is_part)
+    return Written((file.found[name] for name in modules), left_out)
 
 
 def _copy_model(
@@ -184,17 +168,16 @@ def _copy_model(
     found = find(arrays)
     make = DepthwiseConvolution.from_state_dict
     modules = {prefix: make(arrays, prefix, causal=encoder.causal) for prefix in found}
-    left_out, recogniser = {}, None
+    models: dict[str, Any] = {"encoder": encoder}
+    left_out = {}
     try:
-        recogniser = Recogniser(arrays, configuration)
+        models["recogniser"] = Recogniser(arrays, configuration)
     except CheckpointError as error:  # an encoder alone, or with a decoder that is left out
         left_out["recogniser"] = str(error)
-    holds = "encoder" if recogniser is None else "recogniser"
-    fields = {"holds": holds, "configuration": configuration, "modules": _described(modules)}
-    models = {"encoder": encoder, "recogniser": recogniser}
-    digests = {name: digest(model) for name, model in models.items() if model is not None}
-    write(target, arrays, checkpoint, **fields, digests=digests)
-    return Written(list(found.values()), left_out, encoder, recogniser)
+    fields: dict[str, Any] = {"configuration": configuration, "modules": _described(modules)}
+    digests = {name: digest(model) for name, model in models.items()}
+    write(target, arrays, checkpoint, holds=[*models][-1], **fields, digests=digests)
+    return Written(found.values(), left_out, *models.values())
 
 
 def verify(
@@ -276,7 +259,7 @@ def _causal_by(config: File | None) -> bool | None:
         return None
     configuration = read_configuration(config)
     with naming(config):
-        return is_causal(configuration)
+        return bool(options_of(configuration)[1].get(CAUSAL, False))
 
 
 def _agreed(what: str, who: Mapping[str, bool | None]) -> bool:
