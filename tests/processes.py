@@ -7,6 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PATHS = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+COMMAND = [sys.executable, "-m", "edgeconv"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS}
 
 
 def run(*arguments, path=PATHS, **environment):

@@ -13,15 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import PATHS, ROOT
+from processes import COMMAND, ENVIRONMENT, ROOT
 
 import edgeconv
 from edgeconv import DepthwiseConvolution, cli, load, load_all, machine, save
 from edgeconv.recogniser import RecogniserStream
 from edgeconv.recogniser.audio import open_wav
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS}
-COMMAND = [sys.executable, "-m", "edgeconv"]
 SHIPPED = ROOT / "weights" / "espnet-streaming-encoder.pth"
 RECOGNISER = ROOT / "weights" / "cards-and-commands.npz"
 FIRST = "encoders.blocks.0.depthwise_conv_mod"

@@ -73,15 +73,6 @@ def test_a_centred_stream_is_late_by_its_latency_and_flushed_at_the_end(data):
     assert (stream.frames_in, stream.frames_out) == (0, 0)
 
 
-@given(conv=modules(causal=st.just(True)))
-def test_a_causal_stream_has_no_latency_and_nothing_to_flush(conv):
-    stream = conv.stream(batch_size=2)
-    assert stream.latency == 0
-    stream.step(np.ones((2, conv.channels), np.float32))
-    assert stream.flush().shape == (2, 0, conv.channels)
-    assert stream.frames_in.tolist() == [0, 0]
-
-
 @given(st.data())
 def test_after_reset_and_after_flush_a_stream_is_new(data):
     conv = data.draw(modules())
@@ -133,20 +124,6 @@ def test_the_cache_is_the_last_frames_and_fits_the_module(data):
         assert same_bits(conv(x[:, n:], cache=stream.cache)[0], stream.process(x[:, n:]))
 
 
-@given(st.data())
-def test_assigning_the_cache_replaces_the_frames_and_leaves_the_counters(data):
-    conv = data.draw(modules(causal=st.just(True)))
-    x = data.draw(signals(conv))
-    stream = conv.stream(batch_size=len(x))
-    stream.process(x)
-    frames_in = stream.frames_in
-    cache = data.draw(arrays((len(x), conv.channels, conv.lorder)))
-    stream.cache = cache
-    assert same_bits(stream.cache, cache)
-    assert stream.frames_in.tolist() == frames_in.tolist()
-    assert same_bits(stream.process(x), conv(x, cache=cache)[0])
-
-
 def test_the_cache_without_a_batch_has_one_row_and_is_a_copy():
     conv = DepthwiseConvolution(2, 5, causal=True, rng=0)
     stream = conv.stream()
@@ -172,36 +149,6 @@ def test_outputs_and_counters_belong_to_the_caller():
     assert frames_in.tolist() == [1]
     frames_in[:] = 9
     assert stream.frames_in.tolist() == [2]
-
-
-@given(st.data())
-def test_out_receives_the_output(data):
-    conv = data.draw(modules())
-    x = data.draw(signals(conv, batch_sizes=st.just(1)))[0]
-    y, _ = conv(x[None])
-    stream = conv.stream()
-    late = stream.latency
-    for t, frame in enumerate(x):
-        out = np.full(conv.channels, 5, np.float32)
-        result = stream.step(frame, out=out)
-        if t < late:
-            assert result is None
-            assert (out == 5).all()
-        else:
-            assert result is out
-            assert same_bits(out, y[0, t - late])
-    stream.reset()
-    out = np.empty((max(0, len(x) - late), conv.channels), np.float32)
-    assert stream.process(x, out=out) is out
-    assert same_bits(out, y[0, : len(out)])
-
-
-def test_a_memory_map_is_written_to_as_out(tmp_path):
-    conv = DepthwiseConvolution(2, 3, causal=True, rng=0)
-    x = np.random.default_rng(0).standard_normal((5, 4))
-    out = np.memmap(tmp_path / "out", np.float32, "w+", shape=(5, 4))
-    assert conv.stream().process(x, out=out) is out
-    assert same_bits(np.asarray(out), conv(x[None])[0][0])
 
 
 @given(st.data())

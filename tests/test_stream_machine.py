@@ -34,6 +34,7 @@ class StreamMachine(RuleBasedStateMachine):
     def open(self, conv, batch_size):
         self.conv = conv
         self.stream = conv.stream(batch_size=batch_size)
+        assert self.stream.latency == (0 if conv.causal else conv.kernel_size // 2)
         self.batched = batch_size is not None
         self.rows = batch_size or 1
         self.start()

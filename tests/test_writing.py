@@ -4,11 +4,10 @@ import errno
 import os
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from processes import PATHS, passes
+from processes import COMMAND, ENVIRONMENT, passes
 
 from edgeconv import DepthwiseConvolution, cli, convert, load, load_all, save
 
@@ -131,9 +130,8 @@ umount target; cat target content
 
 def test_a_file_that_is_mounted_by_itself(here):
     Path("content").write_bytes(b"new")
-    command = ["unshare", "-rm", "sh", "-c", MOUNTED, "sh", sys.executable, "-m", "edgeconv"]
-    environment = os.environ | {"PYTHONPATH": PATHS}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    command = ["unshare", "-rm", "sh", "-c", MOUNTED, "sh", *COMMAND]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     if "status" not in done.stdout:
         pytest.xfail(f"no mounts here: {done.stderr}")
     assert done.stdout.endswith("status 1\noldnew")
