@@ -254,7 +254,7 @@ def test_the_input_block_is_its_definition(is_vgg, factor, n_frames):
         ({"att.linear_k.bias": np.zeros(12, np.int64)}, "att.linear_k.bias. must be floats"),
         ({"att.linear_v.weight": np.full((12, 12), 1e300)}, "must fit float32"),
         ({"att.linear_pos.bias": np.zeros(3, np.float32)}, "simplified scores"),
-        ({"att.linear_out.weight": np.zeros((5, 12), np.float32)}, r"must have shape \(5\)"),
+        ({"att.linear_out.weight": np.zeros((5, 12), np.float32)}, r"shape \(12, 12\)"),
     ],
 )
 def test_a_tensor_that_is_not_right_is_named(change, message):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeconv.arguments import check_shape, float32, integers
+from edgeconv.arguments import float32, integers
 from edgeconv.checkpoint import CheckpointError
 from edgeconv.layers.layer import Array, Geometry, Layer
 from edgeconv.layers.linear import Linear
@@ -43,21 +43,13 @@ class RelPositionMultiHeadedAttention(Layer):
         """Take ``prefix.linear_q`` and so on out of a state dict; no simplified scores."""
         if f"{prefix}.linear_pos.bias" in state:
             raise CheckpointError(f"{prefix} must not have simplified scores, which are left out")
-        names = [f"{prefix}.pos_bias_{name}" for name in "uv"]
-        shape: tuple[Any, ...] = "heads", "size"
-        parts = []
-        for name in names:
-            parts.append(tensor(state, name, shape))
-            shape = parts[0].shape
-        biases = np.stack(parts)
-        width = biases[0].size
-        linear = [f"{prefix}.linear_{name}" for name in "qkv"]
-        positions = Linear.from_state_dict(state, f"{prefix}.linear_pos")
-        out = Linear.from_state_dict(state, f"{prefix}.linear_out")
-        for layer in (positions, out):
-            if (layer.input_size, layer.output_size) != (width, width):
-                raise CheckpointError(f"{prefix} must be of width {width}, found {layer}")
-        return cls(Weights(state, *linear, shape=(width, width)), positions, biases, out)
+        u = tensor(state, f"{prefix}.pos_bias_u", ("heads", "size"))
+        biases = np.stack([u, tensor(state, f"{prefix}.pos_bias_v", u.shape)])
+        shape = u.size, u.size
+        project = Weights(state, *(f"{prefix}.linear_{name}" for name in "qkv"), shape=shape)
+        positions = Linear.from_state_dict(state, f"{prefix}.linear_pos", shape)
+        out = Linear.from_state_dict(state, f"{prefix}.linear_out", shape)
+        return cls(project, positions, biases, out)
 
     def _memory(self, geometry: Geometry) -> dict[str, Any]:
         return {"past": KeysAndValues(self, geometry)}
@@ -133,7 +125,6 @@ class KeysAndValues:
         keys = float32("state['keys']", state["keys"], ("n", heads * size), "attention")
         values = float32("state['values']", state["values"], keys.shape, "attention")
         integers("len(state['keys'])", len(keys), 0, self._left)
-        check_shape("state['values']", values, keys.shape, "attention")
         self._end = self._past = len(keys)
         self.keys[..., : self._end] = keys.T.reshape(heads, size, -1)
         self.values[: self._end, :, :size] = values.reshape(-1, heads, size)

@@ -63,14 +63,8 @@ class ConformerConvolution(Layer):
             tensor(state, f"{prefix}.norm.{name}", channels).astype(np.float64) for name in names
         )
         factor /= np.sqrt(variance + eps)
-        folded = {
-            "weight": weight * factor[:, None, None],
-            "bias": (bias - mean) * factor + offset,
-        }
-        conv = DepthwiseConvolution.from_state_dict(
-            {f"conv.{name}": array.astype(np.float32) for name, array in folded.items()},
-            causal=causal,
-        )
+        folded = {"weight": weight * factor[:, None, None], "bias": (bias - mean) * factor + offset}
+        conv = DepthwiseConvolution.from_state_dict(folded, causal=causal)
         if isinstance(activation, str):
             activation = Activation(activation)
         return cls(before, conv, activation, after)

@@ -66,14 +66,15 @@ class ConvInput(Layer):
         vgg = ((0, 1, 0), (2, 0, subsampling_factor // 2), (5, 1, 0), (7, 0, 2))
         conv2d = ((0, 0, 0), (2, 0, 0))
         stages: list[Stage] = []
-        shape = input_size, 1
+        rows, channels = input_size, 1
         for number, padding, pool in vgg if is_vgg else conv2d:
-            name, stride = f"{prefix}.conv.{number}", 1 if is_vgg else 2
-            stages.append(Convolution(state, name, shape, stride, padding))
+            shape = "N", channels, 3, 3
+            weights = Weights(state, f"{prefix}.conv.{number}", shape=shape, taps=3)
+            stages.append(Convolution(weights, rows, 1 if is_vgg else 2, padding))
             if pool:
                 stages.append(Largest(stages[-1].output_shape, pool))
-            shape = stages[-1].output_shape
-        out = _last(state, f"{prefix}.output", shape)
+            rows, channels = stages[-1].output_shape
+        out = _last(state, f"{prefix}.output", rows, channels)
         return cls(stages, out, 4 if subsampling_factor == 6 else 3)
 
     def _memory(self, geometry: Geometry) -> dict[str, Any]:
@@ -97,9 +98,8 @@ class ConvInput(Layer):
         return self._out._run(flat, {})
 
 
-def _last(state: Mapping[str, Any], prefix: str, shape: tuple[int, int]) -> Linear:
+def _last(state: Mapping[str, Any], prefix: str, rows: int, channels: int) -> Linear:
     """Return the last dense layer, for channels that vary fastest, where ESPnet's rows do."""
-    rows, channels = shape
     name = f"{prefix}.weight"
     weight = np.asarray(state.get(name, np.empty(0)))
     if weight.ndim != 2 or weight.shape[1] != rows * channels:
@@ -138,17 +138,9 @@ class Stage:
 class Convolution(Stage):
     """A convolution of 3 x 3 and its ReLU."""
 
-    def __init__(
-        self,
-        state: Mapping[str, Any],
-        prefix: str,
-        shape: tuple[int, int],
-        stride: int,
-        padding: int,
-    ) -> None:
-        super().__init__(*shape, 3, stride, padding)
-        self._weights = Weights(state, prefix, shape=("N", self.channels, 3, 3), taps=3)
-        self._activation = Activation("relu")
+    def __init__(self, weights: Weights, n_rows: int, stride: int, padding: int) -> None:
+        super().__init__(n_rows, weights.n_inputs // 3, 3, stride, padding)
+        self._weights, self._activation = weights, Activation("relu")
         rows = (self.n_rows + 2 * padding - 3) // stride + 1
         self.output_shape = rows, self._weights.n_outputs
 
