@@ -1,8 +1,9 @@
-"""Python programs in processes of their own."""
+"""Python programs in processes of their own, and functions in threads."""
 
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -31,3 +32,12 @@ def passes(*arguments, **options):
     process = run(*arguments, **options)
     assert (process.returncode, process.stderr) == (0, "")
     return process.stdout
+
+
+def in_threads(*calls):
+    """Call functions at the same time, each in a thread."""
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -1,9 +1,8 @@
 """Whole signals: in pieces and on several threads they have the bits of streams."""
 
-import threading
-
 import numpy as np
 import pytest
+from processes import in_threads
 from reference import same_bits
 
 from edgeconv import DepthwiseConvolution
@@ -63,9 +62,5 @@ def test_long_signals_in_several_threads_at_once():
     def run():
         results.append(same_bits(conv(x)[0], expected))
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(*[run] * 4)
     assert results == [True] * 4

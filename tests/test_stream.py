@@ -4,8 +4,8 @@ import copy
 import gc
 import pickle
 import sys
-import threading
 import tracemalloc
+from functools import partial
 
 import numba
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numba.core import event
+from processes import in_threads
 from reference import convolve, same_bits
 from strategies import arrays, modules, partitions, signals, split
 
@@ -177,11 +178,7 @@ def test_threads_share_a_module():
         stream = conv.stream()
         results[i] = np.stack([stream.step(frame) for frame in xs[i]])
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(xs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(*(partial(run, i) for i in range(len(xs))))
     for result, y in zip(results, expected, strict=True):
         assert same_bits(result, y)
 
@@ -225,11 +222,7 @@ def test_threads_in_one_stream_take_turns_or_fail():
             except RuntimeError as error:  # noqa: PERF203 - the loop is what is tested
                 refused.append(str(error))
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(*[run] * 4)
     assert stream.frames_in == sum(taken)
     assert len(taken) + len(refused) == 800
     assert all("one thread at a time" in text for text in refused)

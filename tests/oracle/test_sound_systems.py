@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,15 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import PATHS, ROOT
+from processes import COMMAND, ENVIRONMENT, ROOT
 
 import edgeconv
 from edgeconv.recogniser.audio import Resampler, open_wav
 
 MODEL = ROOT / "weights" / "cards-and-commands.npz"
 RECORDING = ROOT / "weights" / "recordings" / "numbers.wav"
-COMMAND = [sys.executable, "-m", "edgeconv", "transcribe", str(MODEL)]
-ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS}
+TRANSCRIBE = [*COMMAND, "transcribe", str(MODEL)]
 
 # A microphone that hears a file, again and again, as fast as it is read.
 ALSA = """
@@ -40,7 +38,7 @@ def microphone(tmp_path):
 @pytest.mark.parametrize("device", [[], ["loop"]])
 def test_a_microphone_is_transcribed(device, microphone):
     whole = edgeconv.load_recogniser(MODEL).transcribe(16000, open_wav(RECORDING).samples())
-    command = [*COMMAND, "--json", "--microphone", *device]
+    command = [*TRANSCRIBE, "--json", "--microphone", *device]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, env=microphone, text=True, **pipes) as process:
         results = map(json.loads, process.stdout)
@@ -71,9 +69,9 @@ print(audio.sample_rate, np.array_equal(heard, expected[: len(heard)]), len(hear
 
 
 def test_microphones_of_alsa_are_listed_and_others_are_not_found(microphone):
-    listed = subprocess.check_output([*COMMAND, "--list-devices"], env=microphone, text=True)
+    listed = subprocess.check_output([*TRANSCRIBE, "--list-devices"], env=microphone, text=True)
     assert any(line.startswith("loop ") for line in listed.splitlines())
-    command = [*COMMAND, "--microphone", "none such"]
+    command = [*TRANSCRIBE, "--microphone", "none such"]
     done = subprocess.run(command, env=microphone, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "microphone none such: No input device matching 'none such'; --list-d" in done.stderr
@@ -83,7 +81,7 @@ def test_a_pipe_from_sox():
     expected = edgeconv.load_recogniser(MODEL).transcribe(16000, open_wav(RECORDING).samples())
     for kind in (["-t", "raw"], ["-t", "wav"]):  # a WAV whose header knows no length
         with subprocess.Popen(["sox", RECORDING, *kind, "-"], stdout=subprocess.PIPE) as sox:
-            output = subprocess.check_output([*COMMAND, "-"], env=ENVIRONMENT, stdin=sox.stdout)
+            output = subprocess.check_output([*TRANSCRIBE, "-"], env=ENVIRONMENT, stdin=sox.stdout)
         assert output.decode() == f"{expected.text}\n"
 
 
@@ -134,6 +132,6 @@ def test_files_of_other_rates(tmp_path):
     for rate in ("8000", "44100"):
         path = tmp_path / f"{rate}.wav"
         subprocess.run(["sox", RECORDING, "-r", rate, "-c", "2", path], check=True)
-        output = subprocess.check_output([*COMMAND, path], env=ENVIRONMENT, text=True)
+        output = subprocess.check_output([*TRANSCRIBE, path], env=ENVIRONMENT, text=True)
         expected = edgeconv.load_recogniser(MODEL).transcribe(int(rate), open_wav(path).samples())
         assert output == f"{expected.text}\n"
