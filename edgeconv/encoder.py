@@ -25,7 +25,8 @@ class Encoder:
 
     An input block that subsamples by 4, Conformer, E-Branchformer or Branchformer blocks, a norm.
     It never changes, and any number of streams and threads may share it. Bits are the same for
-    every way the features arrive, every batch and every CPU.
+    every way the features arrive, every batch and every CPU. Arguments that are not as described
+    are a TypeError or a ValueError, and a call that is refused changes nothing.
 
     Parameters
     ----------
@@ -85,11 +86,6 @@ class Encoder:
             With `lengths`, zeros beyond each row's own frames.
         counts : ndarray, int64, (B,)
             Only with `lengths`: how many frames each row has.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is not as described.
         """
         x = floats("x", x, ("B", "T", self.input_size), self)
         valid = np.full(len(x), x.shape[1])
@@ -125,12 +121,8 @@ class Encoder:
         Returns
         -------
         EncoderStream
-            All of its code is compiled: no later call waits for a compiler.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is not as described, or the encoder cannot be streamed.
+            All of its code is compiled: no later call waits for a compiler. An encoder that is
+            not causal has none, and raises a ValueError.
         """
         geometry = checked_geometry(chunk_size, left_context)
         n_threads = integer("threads", threads, 1, 2**10)
@@ -227,11 +219,6 @@ class EncoderStream(Stream):
         Returns
         -------
         ndarray, float32, (m, D)
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `features` is anything else. The stream is then as before the call.
         """
         with sharing.among(self._threads):
             return super().process(features)

@@ -30,7 +30,8 @@ class Layer:
     if a tensor is missing or of another shape, called on whole signals, and streamed. The output is
     bit-identical for every batch and every cut into calls. A subclass says what of a stream has
     memory (`_memory`), what a chunk becomes (`_run`), and, if an end has outputs of its own, which
-    (`_finish`).
+    (`_finish`). Arguments that are not as described are a TypeError or a ValueError, and a call
+    that is refused changes nothing.
 
     Attributes
     ----------
@@ -57,11 +58,6 @@ class Layer:
         -------
         ndarray, float32, (B, T', output_size)
             T' is T, but for a layer that subsamples.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `x` is anything else.
         """
         x = floats("x", x, ("B", "T", self.input_size), self)
         rows = [self._whole(float32("x", row, row.shape, self)) for row in x]
@@ -81,12 +77,8 @@ class Layer:
         Returns
         -------
         Stream
-            All of its code is compiled: no later call waits for a compiler.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is not as described, or the layer needs frames that are yet to come.
+            All of its code is compiled: no later call waits for a compiler. A layer that needs
+            frames which are yet to come has none, and raises a ValueError.
         """
         if self.chunked:
             geometry = checked_geometry(chunk_size, left_context)
@@ -169,11 +161,6 @@ class Stream:
         Returns
         -------
         ndarray, float32, (m, output_size)
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `chunk` is anything else. The stream is then as before the call.
         """
         x = float32(self._given, chunk, ("n", self._layer.input_size), self)
         self.frames_in += len(x)
@@ -224,14 +211,7 @@ class Stream:
         self.frames_in = self.frames_out = 0
 
     def snapshot(self) -> dict[str, Any]:
-        """
-        Return the stream's state, which no later call changes.
-
-        Returns
-        -------
-        dict of str to ndarray
-            ``np.savez(path, **state)`` keeps them for any machine.
-        """
+        """Return the stream's state by name, for ``np.savez``; no later call changes it."""
         return {
             "layer": np.array(self._name),
             "waiting": self._waiting.copy(),
@@ -242,15 +222,7 @@ class Stream:
         """
         Go back, or on, to a state: the outputs that follow are those that followed it.
 
-        Parameters
-        ----------
-        state : mapping of str to ndarray
-            From `snapshot`, or ``np.load`` of it, of a stream of the same layer and grid.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it is anything else. The stream is then as before the call.
+        It is from `snapshot`, or ``np.load`` of it, of a stream of the same layer and grid.
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"`state` must be a mapping of arrays, got {described(state)}")

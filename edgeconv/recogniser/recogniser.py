@@ -37,7 +37,8 @@ class Recogniser:
     ESPnet's standalone transducer, ``espnet2.asr_transducer``, from samples to text.
 
     It never changes, and any number of streams and threads may share it. Text and scores have the
-    same bits for every way the samples arrive, and on every CPU.
+    same bits for every way the samples arrive, and on every CPU. Arguments that are not as
+    described are a TypeError or a ValueError, and a call that is refused changes nothing.
 
     Parameters
     ----------
@@ -118,12 +119,8 @@ class Recogniser:
         Returns
         -------
         RecogniserStream
-            All of its code is compiled: no later call waits for a compiler.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is not as described, or the model cannot be streamed.
+            All of its code is compiled: no later call waits for a compiler. A model that is not
+            causal has none, and raises a ValueError.
         """
         if self._features.by_utterance:
             raise ValueError(
@@ -172,11 +169,6 @@ class Recogniser:
         Returns
         -------
         Result
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is not as described.
         """
         if full_context is None:
             full_context = not self.causal
