@@ -32,11 +32,6 @@ class Decoder:
     n_tokens, output_size : int
     state_shape : tuple of int
         Of the state after a token: layers; hidden and, for an LSTM, cell; their width.
-
-    Raises
-    ------
-    CheckpointError
-        If they do not make a decoder, or another one.
     """
 
     def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:

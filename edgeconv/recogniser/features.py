@@ -49,11 +49,6 @@ class Features:
     sample_rate, n_fft, hop_length, n_mels : int
     by_utterance : bool
         Whether each utterance is normalised by its own mean, so that none can be streamed.
-
-    Raises
-    ------
-    CheckpointError
-        If they do not describe features, or ask for what is left out.
     """
 
     def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:

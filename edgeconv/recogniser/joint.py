@@ -26,11 +26,6 @@ class Joint:
         With ``joint_network.lin_enc``, ``lin_dec`` and ``lin_out``.
     configuration : mapping
         With ``joint_network_conf``.
-
-    Raises
-    ------
-    CheckpointError
-        If they do not make a joint network.
     """
 
     def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:

@@ -13,14 +13,7 @@ KINDS = ("bpe", "char", "word")
 
 
 class Tokens:
-    """
-    The vocabulary of a model, from the configuration's ``token_list`` and ``token_type``.
-
-    Raises
-    ------
-    CheckpointError
-        If there are none, or of another kind.
-    """
+    """The vocabulary of a model, from the configuration's ``token_list`` and ``token_type``."""
 
     def __init__(self, configuration: Mapping[str, Any]) -> None:
         tokens = configuration.get("token_list")
