@@ -76,22 +76,16 @@ class Description(NamedTuple):
         if bool(self.input.get("vgg_like", is_vgg)) != is_vgg:
             found = "a VGG block" if is_vgg else "none"
             raise CheckpointError(f"{prefix} must be as vgg_like in input_conf says", found, REMEDY)
-        mels = "frontend.logmel.melmat"
-        n_features = state[mels].shape[1] if mels in state else 80
-        factor, last = self.input.get("subsampling_factor"), f"{prefix}.conv.{7 if is_vgg else 2}"
-        stated = self.input.get("conv_size")
+        stated, last = self.input.get("conv_size"), f"{prefix}.conv.{7 if is_vgg else 2}"
         sizes = [*stated] if isinstance(stated, list | tuple) else [stated]
         if stated is not None and f"{last}.weight" in state:
             n_channels = len(state[f"{last}.weight"])
             if sizes[-1:] != [n_channels]:
                 expected = f"{last} must have conv_size {shown(repr(stated))}, as input_conf says"
                 raise CheckpointError(expected, str(n_channels), REMEDY)
-        return ConvInput.from_state_dict(
-            state,
-            prefix,
-            input_size=self.n_features or n_features,
-            subsampling_factor=4 if factor is None else factor,
-        )
+        mels, factor = "frontend.logmel.melmat", self.input.get("subsampling_factor") or 4
+        size = self.n_features or (state[mels].shape[1] if mels in state else 80)
+        return ConvInput.from_state_dict(state, prefix, input_size=size, subsampling_factor=factor)
 
 
 def describe(configuration: Mapping[str, Any]) -> Description:
