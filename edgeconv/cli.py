@@ -137,24 +137,22 @@ def _parser() -> argparse.ArgumentParser:
 
     flag: dict[str, Any] = {"action": "store_true"}
     either: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+    kinds: dict[str, Any] = {"choices": ("float32", "int8"), "default": "float32"}
 
     summary = "say what is in a checkpoint: its encoder and convolutions"
     argument = add(_inspect, "inspect valid.loss.best.pth", summary)
     argument("file FILE", CHECKPOINT)
     argument("--tensors", "list every tensor as well", **flag)
-    text = "the config.yaml of ESPnet, which says what tensors do not tell (needs PyYAML)"
-    argument("--config YAML", text)
+    argument("--config YAML", "ESPnet's config.yaml: what tensors do not tell (needs PyYAML)")
 
     example = "convert valid.loss.best.pth model.npz --config config.yaml --weights int8"
     argument = add(_convert, example, "copy a model, or convolutions, to a file for any NumPy")
     argument("source SRC", CHECKPOINT)
     argument("target DST", "the .npz file to write")
-    text = "a convolution to copy; may be given several times (default: all)"
-    argument("--prefix P", text, action="append")
+    argument("--prefix P", "a convolution to copy, of several (default: all)", action="append")
     argument("--causal", CAUSAL, **either)
-    argument("--config YAML", "the config.yaml of ESPnet: copy the whole model (needs PyYAML)")
-    text = "of its dense layers: int8 takes a quarter of the memory"
-    argument("--weights", text, choices=("float32", "int8"), default="float32")
+    argument("--config YAML", "ESPnet's config.yaml: copy the whole model (needs PyYAML)")
+    argument("--weights", "of its dense layers: int8 takes a quarter of the memory", **kinds)
     text = "copy convolutions alone; --config then states whether they are causal"
     argument("--only-convolutions", text, **flag)
 
@@ -170,8 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     argument("audio AUDIO", text, nargs="*")
     text = "a device's number or a part of its name (default: the system's; needs sounddevice)"
     argument("--microphone DEVICE", text, nargs="?", const="")
-    text = "list the microphones, and do nothing else"
-    argument("--list-devices", text, nargs=0, action=_ListDevices)
+    argument("--list-devices", "list the microphones and end", nargs=0, action=_ListDevices)
     _add_listening(argument)
     argument("--endpoint", "start a new line after a silence (default: not in files)", **either)
     text = f"milliseconds of silence after the end, for the last word (default: {PADDING:g})"
@@ -192,12 +189,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_listening(argument: Callable[..., None]) -> None:
     """Add the arguments of what loads a recogniser and listens."""
-    argument("--config YAML", "the config.yaml that ESPnet wrote beside a .pth file (needs PyYAML)")
+    argument("--config YAML", "ESPnet's config.yaml, for a .pth file (needs PyYAML)")
     argument("--window-ms MS", "milliseconds that are encoded together (default: 640)", 640.0)
     argument("--left-context N", "encoder frames before a window that it sees (default: 32)", 32)
     argument("--beam N", "hypotheses to keep (default: 1, which is the greedy search)", 1)
-    text = "threads that share large layers (default: 1; more pay where cores are idle)"
-    argument("--threads N", text, 1)
+    argument("--threads N", "how many share large layers, on idle cores (default: 1)", 1)
 
 
 class _ListDevices(argparse.Action):
@@ -214,31 +210,28 @@ def _inspect(options: argparse.Namespace) -> None:
     configuration, stated = header.configuration, header.modules
     if options.config is not None:
         configuration = configuration_of(checkpoint, options.config)
-    entries, size = checkpoint.entries, checkpoint.size
-    print(f"{printable(options.file)}: {checkpoint.format}, {len(checkpoint)} tensors, ", end="")
-    print(f"{size / 1e6:.2f} MB\n")
+    entries, size, file = checkpoint.entries, checkpoint.size, printable(options.file)
+    print(f"{file}: {checkpoint.format}, {len(checkpoint)} tensors, {size / 1e6:.2f} MB\n")
     if options.tensors:
         specs = [(name, entry.dtype, entry.shape) for name, entry in entries.items()]
         print(table([("tensor", "dtype", "shape"), *specs]), end="\n\n")
-    own = FORMAT  # a converted file's description
-    others = {name: e for name, e in entries.items() if e.read is None and name != own}
+    others = {name: e for name, e in entries.items() if e.read is None and name != FORMAT}
     if others:
         share = sum(entry.n_bytes for entry in others.values()) / size
         some = ", ".join(f"{name} ({entry.dtype})" for name, entry in [*others.items()][:3])
         some += ", ... (--tensors lists all)" * (len(others) > 3)
-        print(printable(f"not read: {len(others)} of other types, {share:.0%} of the file: {some}"))
-        print()
+        text = f"not read: {len(others)} of other types, {share:.0%} of the file: {some}"
+        print(printable(text), end="\n\n")
     shapes = {name: entry.shape for name, entry in entries.items() if entry.read}
     if lines := [printable(f"{title:<12}{x}") for title, x in overview(shapes, configuration)]:
         print(*lines, sep="\n", end="\n\n")
     rows: list[tuple[object, ...]] = []
     for prefix, channels, kernel_size in found.values():
         (parent,) = parents_of(checkpoint, prefix)
-        dtype, bias = entries[f"{parent}weight"].dtype, f"{parent}bias" in entries
+        dtype = entries[f"{parent}weight"].dtype
+        bias = "yes" if f"{parent}bias" in entries else "zeros"
         causal = {True: "yes", False: "no", None: "?"}[stated.get(prefix, {}).get("causal")]
-        rows += [
-            (prefix or NO_PREFIX, channels, kernel_size, dtype, "yes" if bias else "zeros", causal)
-        ]
+        rows += [(prefix or NO_PREFIX, channels, kernel_size, dtype, bias, causal)]
     if rows:
         titles = "convolution", "channels", "kernel size", "dtype", "bias", "causal"
         print(table([titles, *rows]), end="\n\n")

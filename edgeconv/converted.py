@@ -10,7 +10,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -110,33 +110,28 @@ def decisive(configuration: Mapping[str, Any]) -> dict[str, Any]:
 def write(
     path: File, arrays: Mapping[str, Any], source: Checkpoint | None, **fields: object
 ) -> None:
-    """Write a converted file, in one step or not at all; equal content makes equal bytes."""
+    """
+    Write a converted file, in one step or not at all; equal content makes equal bytes.
+
+    A link to another one stays a link, and permissions stay if they can.
+    """
     if not all(name.isprintable() and len(name) <= 1024 for name in arrays):
         raise ValueError(f"prefixes must be printable and short, got {list(arrays)}")
     version = MODEL if "configuration" in fields else CONVOLUTIONS
     origin = source and {"name": Path(source.path).name, "sha256": source.sha256()}
-    header = {"format": FORMAT, "version": version, **fields, "source": origin}
-
-    def write_archive(file: IO[bytes]) -> None:
-        with zipfile.ZipFile(file, "w") as archive:
-            for name, array in {FORMAT: np.array(json.dumps(header)), **arrays}.items():
-                record = io.BytesIO()
-                np.lib.format.write_array(record, array, version=(1, 0), allow_pickle=False)
-                info = zipfile.ZipInfo(f"{name}.npy")  # without a date
-                archive.writestr(info, record.getbuffer())
-
-    _replace(path, write_archive)
-
-
-def _replace(path: File, write_content: Callable[[IO[bytes]], None]) -> None:
-    """Put a file in another one's place in one step; links stay, and permissions if they can."""
+    header = json.dumps({"format": FORMAT, "version": version, **fields, "source": origin})
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".edgeconv-{secrets.token_hex(8)}.tmp")
     try:
         if target.exists() and not target.is_file():
             raise OSError(errno.EINVAL, "Not a regular file")
         with temporary.open("xb") as file:
-            write_content(file)
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, array in {FORMAT: np.array(header), **arrays}.items():
+                    record = io.BytesIO()
+                    np.lib.format.write_array(record, array, version=(1, 0), allow_pickle=False)
+                    # A record's name alone is without a date.
+                    archive.writestr(zipfile.ZipInfo(f"{name}.npy"), record.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(OSError):  # there is no such file, or permissions are not kept

@@ -93,19 +93,12 @@ class DepthwiseConvolution:
         cls, state: Mapping[str, Any], prefix: str = "", *, causal: bool
     ) -> DepthwiseConvolution:
         """
-        Take a module's weights out of a state dict.
+        Take the weights of the module named `prefix` out of a state dict.
 
-        Parameters
-        ----------
-        state : mapping of str to array
-            What `read_checkpoint` returns, or NumPy arrays or CPU tensors of PyTorch by name: a
-            weight (C, 1, K) and, unless it is zero, a bias (C,). A CheckpointError says if not.
-            They do not tell stride, dilation and groups: 1, 1 and C are assumed.
-        prefix : str
-            The module's name, such as ``encoder.encoders.blocks.0.depthwise_conv_mod``.
-        causal : bool
-            ``encoder_conf.main_conf.dynamic_chunk_training`` of ESPnet's configuration. If it is
-            false, K must be odd.
+        That is what `read_checkpoint` returns, or NumPy arrays or CPU tensors of PyTorch by name: a
+        weight (C, 1, K) and, unless it is zero, a bias (C,). A CheckpointError says if not. Stride
+        1, dilation 1 and groups = C are assumed. `causal` is what ESPnet's configuration has in
+        ``encoder_conf.main_conf.dynamic_chunk_training``. If it is false, K must be odd.
         """
         conv = cls.__new__(cls)
         conv._set(*weight_and_bias(state, prefix), causal, prefix)

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +60,7 @@ def weight_and_bias(
         raise TypeError(f"`state` must be a mapping, got {type(state).__name__}; pass {hint}")
     if not isinstance(prefix, str):
         raise TypeError(f"`prefix` must be a str, got {type(prefix).__name__}")
-    with naming(state.path) if isinstance(state, Checkpoint) else nullcontext():
+    with naming(state.path if isinstance(state, Checkpoint) else None):
         parents = parents_of(state, prefix)
         found = _examined(state, parents) if parents else ""
         if isinstance(found, str):

@@ -9,16 +9,8 @@ import numpy as np
 from numpy import ndarray
 from numpy.typing import NDArray
 
-from edgeconv.arguments import (
-    FLOAT32,
-    as_float32,
-    check_out,
-    check_shape,
-    described,
-    float32,
-    integer,
-    integers,
-)
+from edgeconv import arguments
+from edgeconv.arguments import FLOAT32, check_out, described, float32
 from edgeconv.kernels import ring
 from edgeconv.kernels.vectors import LANES
 
@@ -48,7 +40,7 @@ class Stream:
 
     def __init__(self, conv: DepthwiseConvolution, batch_size: int | None) -> None:
         if batch_size is not None:
-            batch_size = integer("batch_size", batch_size, 1, 2**31)
+            batch_size = arguments.integer("batch_size", batch_size, 1, 2**31)
         self._conv, self._batch_size = conv, batch_size
         self._leading = () if batch_size is None else (batch_size,)
         self._frame_shape = (*self._leading, conv.channels)
@@ -123,8 +115,8 @@ class Stream:
         if lengths is not None:
             if not self._leading:
                 raise ValueError("`lengths` must be None for a stream without a batch")
-            valid = integers("lengths", lengths, 0, n_frames)
-            check_shape("lengths", valid, self._leading, self)
+            valid = arguments.integers("lengths", lengths, 0, n_frames)
+            arguments.check_shape("lengths", valid, self._leading, self)
         taken = valid.tolist() if lengths is not None else [n_frames]
         counts = [self._n_outputs(row, n) for row, n in enumerate(taken)]
         shape = (*self._leading, max(counts), self._conv.channels)
@@ -171,10 +163,8 @@ class Stream:
         if n == ring.BUSY:
             raise RuntimeError(IN_USE)
         if n < 0 and (self._frames_in != self._frames_in[0]).any():
-            rows = (
-                f"rows after {self._frames_in.tolist()} frames; call `process(chunk, lengths=...)`"
-            )
-            raise ValueError(f"rows must have the same number of outputs, got {rows}")
+            got = f"rows after {self._frames_in.tolist()} frames; call `process(..., lengths=...)`"
+            raise ValueError(f"rows must have the same number of outputs, got {got}")
         if n < 0:
             raise ValueError("`out` must not overlap the input, got two arrays that share memory")
         return n
@@ -213,7 +203,7 @@ class Stream:
             return np.arange(len(self._memory))
         if not self._leading:
             raise ValueError(f"`rows` must be None for a stream without a batch, got {rows!r}")
-        chosen = np.atleast_1d(integers("rows", rows, 0, len(self._memory) - 1))
+        chosen = np.atleast_1d(arguments.integers("rows", rows, 0, len(self._memory) - 1))
         if chosen.ndim != 1 or len(set(chosen.tolist())) != len(chosen):
             raise ValueError(f"`rows` must be one or more different rows, got {rows!r}")
         return chosen
@@ -243,8 +233,8 @@ class Stream:
             raise ValueError(f"`state` must be of a stream of {self._conv}, got other weights")
         shape = *self._frame_shape, self._conv.kernel_size - 1
         frames = float32("state['frames']", state["frames"], shape, self)
-        frames_in = integers("state['frames_in']", state["frames_in"], 0, 2**62)
-        check_shape("state['frames_in']", frames_in, self._leading, self)
+        frames_in = arguments.integers("state['frames_in']", state["frames_in"], 0, 2**62)
+        arguments.check_shape("state['frames_in']", frames_in, self._leading, self)
         self._write(frames.reshape(len(self._memory), *shape[-2:]), frames_in)
 
     def _write(self, frames: Frames, frames_in: Any) -> None:
@@ -328,10 +318,10 @@ def convolve(
                 piece = np.where(mask[rows, frames, None], x.dtype.type(0), piece)
             n = np.clip(lengths[rows] - start, 0, piece.shape[1])
             n.flags.writeable = False
-            piece, out = as_float32(widened(piece, missing)), y[rows]
+            piece, out = arguments.as_float32(widened(piece, missing)), y[rows]
             pays = int(n.sum()) * work > len(state) * PIECE // 4 * 3 and ring.THREADS > 1
-            arguments = piece, out, state, n, ring.GATE
-            if pays and not serial and ring.parallel_kernel()(*arguments) != ring.BUSY:
+            given = piece, out, state, n, ring.GATE
+            if pays and not serial and ring.parallel_kernel()(*given) != ring.BUSY:
                 continue
             ready = state.view(np.int64)[:, ring.FRAMES_IN] - conv.latency
             for row, (t, count) in enumerate(zip(ready.tolist(), n.tolist(), strict=True)):
