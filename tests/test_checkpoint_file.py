@@ -5,12 +5,12 @@ import os
 import pickle
 import re
 import socket
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch_files
+from processes import in_threads
 from torch_files import records, saved, tensor, zipped
 
 from edgeconv.checkpoint import CheckpointError, read_checkpoint
@@ -84,16 +84,10 @@ def test_threads_and_forks_share_a_checkpoint(tmp_path, kind):
     path = tmp_path / "x"
     path.write_bytes(many(kind))
     checkpoint, wrong = read_checkpoint(path), []
-    threads = [
-        threading.Thread(target=lambda: wrong.extend(mistaken(checkpoint, 20))) for _ in range(4)
-    ]
     child = os.fork()
     if child == 0:
         os._exit(len(mistaken(checkpoint, 40)))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(*[lambda: wrong.extend(mistaken(checkpoint, 20))] * 4)
     assert wrong == []
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 

@@ -156,47 +156,36 @@ def change(configuration, path, value):
     ("path", "value", "message"),
     [
         ("encoder_conf", {"output_size": 256}, "body_conf"),
-        ("encoder_conf.body_conf", [], "must have 0 blocks"),
-        ("encoder_conf.body_conf.0.block_type", "conv1d", "'conv1d'"),
-        (
-            "encoder_conf.body_conf.0.block_type",
-            "branchformer",
-            "branchformer.*found ebranchformer",
-        ),
-        ("encoder_conf.body_conf.0.num_blocks", 3, "must have 4 blocks.*found 2"),
-        ("encoder_conf.body_conf.0.heads", 3, "heads 3.*found 2"),
-        ("encoder_conf.body_conf.0.linear_size", 41, "linear_size 41.*found 40"),
-        (
-            "encoder_conf.body_conf.0.depthwise_conv_kernel_size",
-            9,
-            "depth_conv_kernel_size 9.*found 7",
-        ),
-        ("encoder_conf.body_conf.1.hidden_size", 32, "hidden_size 32.*found 24"),
-        ("encoder_conf.main_conf.simplified_att_score", True, "simplified_att_score"),
-        ("encoder_conf.main_conf.pos_wise_act_type", "mish", "pos_wise_act_type.*'mish'"),
-        ("encoder_conf.main_conf.norm_type", "batch_norm", "norm_type.*'batch_norm'"),
-        (
-            "encoder_conf.input_conf.subsampling_factor",
-            2,
-            "subsampling_factor must be 4: .*found 2",
-        ),
-        ("encoder_conf.input_conf.vgg_like", True, "vgg_like"),
+        ("body_conf", [], "must have 0 blocks"),
+        ("body_conf.0.block_type", "conv1d", "'conv1d'"),
+        ("body_conf.0.block_type", "branchformer", "branchformer.*found ebranchformer"),
+        ("body_conf.0.num_blocks", 3, "must have 4 blocks.*found 2"),
+        ("body_conf.0.heads", 3, "heads 3.*found 2"),
+        ("body_conf.0.linear_size", 41, "linear_size 41.*found 40"),
+        ("body_conf.0.depthwise_conv_kernel_size", 9, "depth_conv_kernel_size 9.*found 7"),
+        ("body_conf.1.hidden_size", 32, "hidden_size 32.*found 24"),
+        ("main_conf.simplified_att_score", True, "simplified_att_score"),
+        ("main_conf.pos_wise_act_type", "mish", "pos_wise_act_type.*'mish'"),
+        ("main_conf.norm_type", "batch_norm", "norm_type.*'batch_norm'"),
+        ("input_conf.subsampling_factor", 2, "subsampling_factor must be 4: .*found 2"),
+        ("input_conf.vgg_like", True, "vgg_like"),
         ("input_size", 40, "embed.output.weight must have shape"),
         ("input_size", "20", "input_size must be an integer"),
-        ("encoder_conf.body_conf.0.num_blocks", "a", "num_blocks must be an integer"),
-        ("encoder_conf.body_conf.0.num_blocks", 10**9, "num_blocks must be an integer"),
-        ("encoder_conf.body_conf.0.block_type", ["x"], "block_type must be one of"),
-        ("encoder_conf.body_conf.0.norm_eps", "x", "norm_eps must be a number"),
-        ("encoder_conf.main_conf.after_norm_eps", [1], "after_norm_eps must be a number"),
-        ("encoder_conf.main_conf.swish_beta", "x", "swish_beta must be a number"),
-        ("encoder_conf.input_conf", [1], "input_conf must be a mapping"),
-        ("encoder_conf.input_conf.subsampling_factor", [4], "subsampling_factor must be 4: "),
-        ("encoder_conf.input_conf.conv_size", 64, "conv_size '?64.*found 6"),
+        ("body_conf.0.num_blocks", "a", "num_blocks must be an integer"),
+        ("body_conf.0.num_blocks", 10**9, "num_blocks must be an integer"),
+        ("body_conf.0.block_type", ["x"], "block_type must be one of"),
+        ("body_conf.0.norm_eps", "x", "norm_eps must be a number"),
+        ("main_conf.after_norm_eps", [1], "after_norm_eps must be a number"),
+        ("main_conf.swish_beta", "x", "swish_beta must be a number"),
+        ("input_conf", [1], "input_conf must be a mapping"),
+        ("input_conf.subsampling_factor", [4], "subsampling_factor must be 4: "),
+        ("input_conf.conv_size", 64, "conv_size '?64.*found 6"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(path, value, message):
     state, configuration = encoder_state()
-    change(configuration, path, value)
+    is_outer = path in configuration
+    change(configuration if is_outer else configuration["encoder_conf"], path, value)
     with pytest.raises(CheckpointError, match=message):
         Encoder(state, configuration)
 
