@@ -118,7 +118,8 @@ class Stream:
             valid = arguments.integers("lengths", lengths, 0, n_frames)
             arguments.check_shape("lengths", valid, self._leading, self)
         taken = valid.tolist() if lengths is not None else [n_frames]
-        counts = [self._n_outputs(row, n) for row, n in enumerate(taken)]
+        ready = (self._frames_in - self.latency).tolist()
+        counts = [max(0, t + n) - max(0, t) for t, n in zip(ready, taken, strict=False)]
         shape = (*self._leading, max(counts), self._conv.channels)
         y = np.empty(shape, np.float32) if out is None else check_out(out, shape, x, chunk, self)
         self._call(self._process, x, y, valid)
@@ -128,11 +129,6 @@ class Stream:
         for row, count in enumerate(counts):
             y[row, count:] = 0
         return y, np.array(counts)
-
-    def _n_outputs(self, row: int, n_frames: int) -> int:
-        """Return how many outputs `n_frames` more frames make final."""
-        ready = int(self._frames_in[row]) - self.latency
-        return max(0, ready + n_frames) - max(0, ready)
 
     def _try(self, kernel: Any, x: Any, y: Any) -> int:
         """Call a kernel with arrays as they came: a negative answer unless it can take them."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,6 @@ WHEN = "pass `causal=True` if it was trained with dynamic_chunk_training, else `
 NONE = "a file must hold a depthwise convolution, a float weight (C, 1, K)"
 # What a transducer computes with; its other tensors served the training.
 PARTS = ("encoder.", "decoder.", "joint_network.", "frontend.", "normalize.")
-
-Modules: TypeAlias = dict[str, DepthwiseConvolution]
 
 
 class Opened(NamedTuple):
@@ -72,7 +70,7 @@ def load(path: File, prefix: str | None = None, causal: bool | None = None) -> D
     return conv
 
 
-def load_all(path: File, causal: bool | None = None) -> Modules:
+def load_all(path: File, causal: bool | None = None) -> dict[str, DepthwiseConvolution]:
     """Load, as `load` does, all that `edgeconv inspect` does not list as left out, by prefix."""
     return select(opened(path), causal)[0]
 
@@ -230,10 +228,13 @@ def opened(path: File) -> Opened:
 
 def select(
     file: Opened, causal: bool | None, prefixes: Sequence[str] = (), config: File | None = None
-) -> tuple[Modules, dict[str, str]]:
+) -> tuple[dict[str, DepthwiseConvolution], dict[str, str]]:
     """Load modules, those of `prefixes` or else all that can be; say why others cannot be."""
-    configured = _causal_by(config)
-    modules: Modules = {}
+    configured = None
+    if config is not None:
+        with naming(config):
+            configured = bool(options_of(read_configuration(config))[1].get(CAUSAL, False))
+    modules: dict[str, DepthwiseConvolution] = {}
     left_out = {} if prefixes else unusable(file.checkpoint)
     with naming(file.checkpoint.path):
         for prefix in prefixes or file.found:
@@ -251,15 +252,6 @@ def select(
             reasons = ", ".join(f"{shown(name)}: {why}" for name, why in left_out.items())
             raise CheckpointError(NONE, "none", reasons or "is this the right file?")
     return modules, left_out
-
-
-def _causal_by(config: File | None) -> bool | None:
-    """Return what a configuration says, if there is one."""
-    if config is None:
-        return None
-    configuration = read_configuration(config)
-    with naming(config):
-        return bool(options_of(configuration)[1].get(CAUSAL, False))
 
 
 def _agreed(what: str, who: Mapping[str, bool | None]) -> bool:
