@@ -11,10 +11,10 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from time import perf_counter
 from typing import TextIO
 
 from edgeconv.checkpoint.error import printable
@@ -172,17 +172,17 @@ class Printer:
 
     def begin(self, audio: Audio) -> None:
         """Start with what comes from one source."""
-        self._audio, self._frames, self._start = audio, 0, perf_counter()
+        self._audio, self._frames, self._start = audio, 0, time.perf_counter()
         self._latest: Result | None = None
 
     @contextlib.contextmanager
     def counting(self, frames: int) -> Iterator[None]:
         """Count the time that the block takes to hear so many frames."""
-        start = perf_counter()
+        start = time.perf_counter()
         yield
         self._frames += frames
         self.heard += frames / self._audio.sample_rate
-        self.computing += perf_counter() - start
+        self.computing += time.perf_counter() - start
 
     def show(self, result: Result) -> None:
         """Print a result if it is final, else show it if there is a terminal."""
@@ -223,7 +223,7 @@ class Printer:
 
     def _progress(self) -> str:
         """Return how much of a file was heard, if it takes longer than a second."""
-        if self._audio.is_live or perf_counter() - self._start < 1:
+        if self._audio.is_live or time.perf_counter() - self._start < 1:
             return ""
         if self._audio.seconds is None:
             return f"{self._seconds:5.0f} s "

@@ -1,6 +1,7 @@
 """`edgeconv transcribe`: what it prints where, what it says when something is wrong."""
 
 import io
+import itertools
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import types
 import wave
 from pathlib import Path
@@ -217,15 +219,21 @@ def on_a_terminal(arguments, stdin=None, until=None, **environment):
     ) as started:
         os.close(writer)
         shown = b""
-        try:
-            while more := os.read(reader, 2**16):
-                shown += more
-                if until is not None and until in shown:
-                    started.send_signal(signal.SIGINT)
-                    until = None
-        except OSError:  # how a terminal ends
-            os.close(reader)
+        for more in read_terminal(reader):
+            shown += more
+            if until is not None and until in shown:
+                started.send_signal(signal.SIGINT)
+                until = None
     return started.returncode, shown.decode().replace("\r\n", "\n")
+
+
+def read_terminal(reader):
+    """Yield what is written to a terminal, up to its end."""
+    try:
+        while more := os.read(reader, 2**16):
+            yield more
+    except OSError:  # how a terminal ends
+        os.close(reader)
 
 
 def test_a_line_grows_in_place_on_a_terminal(texts):
@@ -248,6 +256,53 @@ def test_what_is_longer_than_the_terminal_shows_its_end(texts):
     assert max(map(len, grown)) == 11
     assert any(part.startswith("…") and texts[0].endswith(part[1:]) for part in grown)
     assert f"{texts[0]}\n" in shown  # final lines are whole
+
+
+@pytest.fixture(params=["stdout", "stderr"])
+def slow_terminal(request, monkeypatch, recogniser):
+    """Return a function that runs a command; one of its streams is a terminal, a block 0.2 s."""
+
+    def run(*arguments):
+        reader, writer = pty.openpty()
+        shown = []
+        thread = threading.Thread(target=lambda: shown.extend(read_terminal(reader)))
+        thread.start()
+        clock = itertools.count(0, 0.1)
+        with os.fdopen(writer, "w") as terminal, monkeypatch.context() as patch:
+            patch.setattr(sys, request.param, terminal)
+            patch.setattr(time, "perf_counter", lambda: next(clock))
+            patch.setenv("TERM", "xterm")
+            assert cli.main(["transcribe", MODEL, *map(str, arguments)]) == 0
+        thread.join()
+        return request.param, re.findall(r"\r([^\r\n]*)\x1b\[K", b"".join(shown).decode())
+
+    return run
+
+
+def test_how_much_of_a_file_was_heard_is_shown_after_a_second(slow_terminal, texts, capsys):
+    stream, shown = slow_terminal(FILES[0])
+    progress = [re.fullmatch(r" *(?:(\d+)% )?(.*)", line).groups() for line in shown]
+    shares = [int(share) for share, _ in progress if share]
+    assert len(shares) > 20
+    assert shares == sorted(shares)
+    assert (shares[0] > 5, shares[-1]) == (True, 100)
+    said = [text for share, text in progress if share and text]
+    if stream == "stdout":
+        assert said[-1] == texts[0]
+    else:  # the texts are in a file
+        assert said == []
+        assert capsys.readouterr().out == f"{texts[0]}\n"
+    assert shown[-1] == ""  # it is cleared
+
+
+def test_the_seconds_of_a_file_of_unknown_length_are_shown(slow_terminal, tmp_path):
+    data = bytearray(Path(FILES[0]).read_bytes())
+    data[40:44] = bytes(4)
+    (tmp_path / "a.wav").write_bytes(data)
+    _, shown = slow_terminal(tmp_path / "a.wav")
+    seconds = [int(found[1]) for line in shown if (found := re.match(r" +(\d+) s ", line))]
+    assert seconds == sorted(seconds)
+    assert set(seconds) == {0, 1, 2, 3, 4}
 
 
 def test_a_dumb_terminal_shows_lines_only(texts):
