@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -20,7 +21,7 @@ from typing import TextIO
 from edgeconv.checkpoint.error import printable
 from edgeconv.recogniser import Recogniser, RecogniserStream, Result, load_recogniser
 from edgeconv.recogniser.audio import Audio, open_wav, read_audio
-from edgeconv.recogniser.microphone import devices, open_microphone
+from edgeconv.recogniser.microphone import NO_DEVICE, devices, open_microphone
 from edgeconv.terminal import CommandError, compiling, table
 
 STDIN = "-"
@@ -29,11 +30,13 @@ TYPED = "standard input is a terminal; pipe samples into it: arecord -f S16_LE -
 WHOLE = "the model is not causal and hears a file at once; leave out window, left context, threads "
 WHOLE += "and endpoints"
 WINDOW, LEFT = 640, 32  # the defaults
-NO_DEVICE = "no microphone was found; `arecord -l` lists ALSA's, `groups` must include audio"
+SWAPPED = "{} is a WAV; MODEL comes first: edgeconv transcribe MODEL {}"
 
 
 def transcribe(options: argparse.Namespace) -> None:
     """Run the command."""
+    if is_wav(options.model):
+        raise CommandError(SWAPPED.format(options.model, shlex.quote(options.model)))
     files = [path for path in options.audio if path != STDIN]
     for path in files:
         if not Path(path).is_fifo():  # what is wrong is said before hours of computing
@@ -66,6 +69,14 @@ def transcribe(options: argparse.Namespace) -> None:
         ratio = printer.computing / printer.heard
         text = f"{printer.heard:.2f} s of audio in {printer.computing:.2f} s of computing"
         printer.note(f"{text}: {ratio:.4f} of real time")
+
+
+def is_wav(path: str) -> bool:
+    """Tell whether a file is a WAV."""
+    if not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        return file.read(4) == b"RIFF"
 
 
 def sources(options: argparse.Namespace, sample_rate: int, printer: Printer) -> Iterator[Audio]:

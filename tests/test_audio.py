@@ -97,6 +97,15 @@ def test_what_follows_the_samples_is_none_of_them():
     assert np.array_equal(audio.samples(), expected)
 
 
+@pytest.mark.parametrize("bits", [16, "f4"])
+@pytest.mark.parametrize("tag", [b"LIST\4\0\0\0tail", b"id3 \4\0\0\0ID3\4"])
+def test_what_follows_no_samples_is_none_of_them(tag, bits):
+    audio = read_audio(
+        io.BytesIO(header(b"", bits) + tag + np.full(9, np.nan, "<f4").tobytes()), "a"
+    )
+    assert len(audio.samples()) == 0
+
+
 def test_a_file_that_was_cut_short_has_what_is_there():
     data, expected = written(16)
     audio = read_audio(io.BytesIO(header(data)[:-301]), "a")
@@ -175,7 +184,9 @@ def with_format(**fields):
         (with_format(bits=12), "found PCM of 12 bits"),
         (with_format(tag=3, bits=16), "found floats of 16 bits"),
         (with_format(channels=0), "found 0 channels at 16000 Hz; it is damaged"),
-        (with_format(rate=0), "found 1 channels at 0 Hz; it is damaged"),
+        (with_format(rate=0), "a rate from 1000 to 768000 Hz, found 1 channels at 0 Hz; it is dam"),
+        (with_format(rate=1), "a rate from 1000 to 768000 Hz, found 1 channels at 1 Hz"),
+        (with_format(rate=10**9), "found 1 channels at 1000000000 Hz; it is damaged"),
         (header(b"")[:12], "found no format; record again"),
         (header(b"")[:30], "has 16 bytes, found 10"),
         (header(b"")[:-8], "found no samples; record again"),

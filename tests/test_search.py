@@ -200,6 +200,7 @@ def test_an_utterance_begins_with_the_next_frame():
         (12, {}, r"`beam_size` \+ `expansion_beta` must be at most 13"),
         (2, {"search_type": "tsd"}, "`search_type` must be 'maes', got .*tsd"),
         (2, {"u_max": 3}, "`search` must have only max_symbols, .*got u_max"),
+        (2, {1: 3, "u_max": 3}, "`search` must have only max_symbols, .*got 1"),
         (2, {"nstep": 0}, "`nstep` must be from 1"),
         (1, {"max_symbols": 0}, "`max_symbols` must be from 1"),
         (2, {"expansion_gamma": -1.0}, "`expansion_gamma` must be at least 0, got -1.0"),
@@ -208,6 +209,21 @@ def test_an_utterance_begins_with_the_next_frame():
 )
 def test_options_are_checked(beam_size, search, message):
     with pytest.raises(ValueError, match=message):
+        SearchOptions.checked(beam_size, search, len(WORDS))
+
+
+@pytest.mark.parametrize(
+    ("beam_size", "search", "message"),
+    [
+        ([2], {}, "`beam_size` must be an integer, got a list"),
+        (2, {"nstep": "2"}, "`nstep` must be an integer, got '2'"),
+        (2, {"expansion_beta": None}, "`expansion_beta` must be an integer, got None"),
+        (2, {"expansion_gamma": "2.3"}, "`expansion_gamma` must be a number, got '2.3'"),
+        (2, ["nstep"], "`search` must be a mapping of options, got a list"),
+    ],
+)
+def test_options_of_another_kind_are_named(beam_size, search, message):
+    with pytest.raises(TypeError, match=message):
         SearchOptions.checked(beam_size, search, len(WORDS))
 
 

@@ -156,12 +156,21 @@ def test_wrong_command_line(arguments, words, capsys):
     assert re.search(words, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("arguments", [[MODEL], [FILES[1]], ["-"], ["--microphone"]])
+def test_a_recording_where_the_model_should_be(arguments, run):
+    status, output, errors = run(*arguments, model=FILES[0])
+    assert (status, output, errors.count("\n")) == (1, "", 1)
+    assert f"is a WAV; MODEL comes first: edgeconv transcribe MODEL {FILES[0]}" in errors
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["missing.wav"], "missing.wav: No such file or directory; check the path"),
         ([FILES[0], "some.ogg"], "some.ogg: .* found Ogg; convert it: ffmpeg -i some.ogg"),
         (["empty.wav"], "empty.wav: no samples came"),
+        (["tagged.wav"], "tagged.wav: no samples came"),
+        (["slow.wav"], "slow.wav: .* a rate from 1000 to 768000 Hz, found 1 channels at 1 Hz"),
         (["-"], "standard input: no samples came; if a program records them, see what it says"),
         (["nan.wav"], "nan.wav: its floats must be within -1 to 1; save it as 16-bit PCM"),
         (["-", "-"], "- must be given once"),
@@ -178,6 +187,9 @@ def test_errors_are_one_line_that_says_what_to_do(arguments, words, run, tmp_pat
         file.setparams((1, 2, 16000, 0, "NONE", ""))
     form = np.array([16, 0x00010003, 16000, 64000, 0x00200004], "<u4").tobytes()
     head = b"RIFF\0\0\0\0WAVEfmt " + form + b"data\0\0\0\0"
+    (tmp_path / "tagged.wav").write_bytes(head + b"LIST\4\0\0\0\xff\xff\xff\xff")
+    slow = head.replace(form, np.array([16, 0x00010003, 1, 4, 0x00200004], "<u4").tobytes())
+    (tmp_path / "slow.wav").write_bytes(slow)
     (tmp_path / "nan.wav").write_bytes(head + np.full(99, np.nan, "<f4").tobytes())
     status, output, errors = run(*arguments)
     assert (status, output.strip()) == (1, "")  # nothing was computed before the error is known
@@ -439,6 +451,17 @@ def test_a_microphone_that_cannot_be_had(device, words, microphones, run):
     status, output, errors = run("--microphone", device)
     assert (status, output, errors.count("\n")) == (1, "", 1)
     assert words in errors
+
+
+def test_no_microphone_is_the_default(microphones, run, monkeypatch):
+    monkeypatch.setattr(Microphones, "default", types.SimpleNamespace(device=(-1, 0)))
+    status, _, errors = run("--microphone")
+    assert (status, errors.count("\n")) == (1, 1)
+    assert "is the system's default; --list-devices shows them all: --microphone 2" in errors
+    monkeypatch.setattr(Microphones, "devices", ())
+    status, _, errors = run("--microphone")
+    assert (status, errors.count("\n")) == (1, 1)
+    assert "no microphone was found; `arecord -l`" in errors
 
 
 def test_microphones_are_listed(microphones, capsys, monkeypatch):

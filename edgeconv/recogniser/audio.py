@@ -18,6 +18,7 @@ from edgeconv.checkpoint.error import printable
 from edgeconv.layers.layer import Array
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # WAVE_FORMAT_...
+RATES = 1_000, 768_000  # samples a second that a recording may have
 LOUDEST = 16.0  # floats beyond this are no samples in [-1, 1], but integers that became floats
 COMPRESSED = {2: "ADPCM", 6: "A-law", 7: "mu-law", 0x11: "IMA ADPCM", 0x31: "GSM", 0x55: "MP3"}
 STARTS = {
@@ -27,6 +28,7 @@ STARTS = {
 }  # fmt: skip
 OTHER = "something else"
 UNKNOWN = 0x7FFF0000  # a data size from here on, or of 0, is that of a program that wrote to a pipe
+TAGS = b"LIST", b"id3 "  # what editors write after the samples, or where there are none
 
 
 class Resampler:
@@ -182,7 +184,10 @@ def read_audio(file: BinaryIO, name: str, raw_rate: int | None = None) -> Audio:
         encoding, size = _header(file, name)
         is_known = 0 < size < UNKNOWN
         seconds = size / encoding.frame / encoding.sample_rate if is_known else None
-        blocks = _blocks(file, encoding, b"", size if is_known else 2**63)
+        first, n_bytes = b"" if size else file.read(4), size if is_known else 2**63
+        if first in TAGS:
+            first, n_bytes = b"", 0
+        blocks = _blocks(file, encoding, first, n_bytes)
         return Audio(name, encoding.sample_rate, blocks, file.close, seconds, raw_rate is not None)
     magic = next(filter(start.startswith, STARTS), b"")
     if raw_rate is None or len(magic) > 2:  # one or two bytes may be samples
@@ -231,11 +236,11 @@ def _encoding(form: bytes, name: str) -> Encoding:
     if bits not in {PCM: (8, 16, 24, 32), FLOAT: (32, 64)}.get(tag, ()):
         known = {PCM: f"PCM of {bits} bits", FLOAT: f"floats of {bits} bits"} | COMPRESSED
         raise ValueError(_refusal(name, known.get(tag, f"format {tag:#x}"), None))
-    if not channels or not sample_rate:
+    low, high = RATES
+    if not channels or not low <= sample_rate <= high:
+        expected = f"channels and a rate from {low} to {high} Hz"
         found = f"{channels} channels at {sample_rate} Hz"
-        raise ValueError(
-            f"{name}: a WAV must have channels and a rate, found {found}; it is damaged"
-        )
+        raise ValueError(f"{name}: a WAV must have {expected}, found {found}; it is damaged")
     return Encoding(tag, channels, sample_rate, bits)
 
 

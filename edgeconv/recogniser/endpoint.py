@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import NamedTuple
 
 from edgeconv.arguments import described
@@ -45,6 +46,9 @@ def checked_rules(endpoint: object) -> EndpointRules | None:
     rules = EndpointRules() if endpoint is True else endpoint
     if not isinstance(rules, EndpointRules):
         raise TypeError(f"`endpoint` must be None, True or EndpointRules, got {described(rules)}")
+    for name, seconds in rules._asdict().items():
+        if not isinstance(seconds, Real):
+            raise TypeError(f"`endpoint` must have a number as {name}, got {described(seconds)}")
     if not all(seconds > 0 for seconds in rules):
         raise ValueError(f"`endpoint` must have seconds above 0, got {rules}")
     return rules

@@ -17,6 +17,8 @@ LATENCY = 0.2  # seconds that it holds, while Python's lock is with others
 BEHIND = 2.0  # seconds of sound that may wait before something is said of it
 GONE = 5.0  # seconds without a block after which a device has disappeared
 LIST = "--list-devices shows them all"
+NO_DEVICE = "no microphone was found; `arecord -l` lists ALSA's, `groups` must include audio"
+NO_DEFAULT = f"no microphone is the system's default; {LIST}: --microphone 2 takes that number"
 REMEDIES = {
     -9985: "another program has it: `fuser -v /dev/snd/*` tells which",  # paDeviceUnavailable
     -9996: LIST,  # paInvalidDevice
@@ -50,6 +52,8 @@ def open_microphone(
         If there is no sounddevice, no PortAudio or no such device, or if it is busy.
     """
     sounddevice = _sounddevice()
+    if device is None and sounddevice.default.device[0] < 0:
+        raise ValueError(NO_DEFAULT if devices() else NO_DEVICE)
     name = "the microphone" if device is None else f"microphone {device}"
     waiting: queue.SimpleQueue[tuple[bytes, bool] | None] = queue.SimpleQueue()
 

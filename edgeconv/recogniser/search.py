@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeconv.arguments import check_shape, float32, integers
+from edgeconv.arguments import check_shape, described, float32, integers, is_integer
 from edgeconv.layers.layer import Array
 from edgeconv.recogniser.decoder import Decoder
 from edgeconv.recogniser.joint import Joint
@@ -50,16 +51,23 @@ class SearchOptions(NamedTuple):
         cls, beam_size: object, search: Mapping[str, Any] | None, n_tokens: int
     ) -> SearchOptions:
         """Return a caller's options; `search_type` may say ``maes``."""
+        if not isinstance(search, Mapping | None):
+            raise TypeError(f"`search` must be a mapping of options, got {described(search)}")
         given = dict(search or {})
         if given.pop("search_type", "maes") != "maes":
             raise ValueError(f"`search_type` must be 'maes', got {dict(search or {})}")
         if unknown := set(given) - set(cls._fields[1:]):
             known = ", ".join(cls._fields[1:])
-            raise ValueError(f"`search` must have only {known}, got {min(unknown)}")
+            raise ValueError(f"`search` must have only {known}, got {min(map(str, unknown))}")
         options = cls(**{"beam_size": beam_size, **given})
-        for name, least in (("beam_size", 1), ("max_symbols", 1), ("nstep", 1)):
-            integers(name, getattr(options, name), least, 2**20)
-        integers("expansion_beta", options.expansion_beta, 0, 2**20)
+        least = {"beam_size": 1, "max_symbols": 1, "nstep": 1, "expansion_beta": 0}
+        for name, low in least.items():
+            if not is_integer(value := getattr(options, name)):
+                raise TypeError(f"`{name}` must be an integer, got {described(value)}")
+            integers(name, value, low, 2**20)
+        if not isinstance(options.expansion_gamma, Real):
+            got = described(options.expansion_gamma)
+            raise TypeError(f"`expansion_gamma` must be a number, got {got}")
         if not options.expansion_gamma >= 0:
             raise ValueError(f"`expansion_gamma` must be at least 0, got {options.expansion_gamma}")
         if options.beam_size > 1 and options.beam_size + options.expansion_beta > n_tokens:

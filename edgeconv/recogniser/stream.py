@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeconv.arguments import as_float32, check_shape, described, integers, is_array, is_integer
 from edgeconv.encoder import EncoderStream
 from edgeconv.layers.layer import Array, restore_all, snapshot_of
-from edgeconv.recogniser.audio import LOUDEST
+from edgeconv.recogniser.audio import LOUDEST, RATES
 from edgeconv.recogniser.endpoint import EndpointRules
 from edgeconv.recogniser.features import Features, FeatureStream
 from edgeconv.recogniser.search import Search
@@ -282,8 +282,9 @@ def checked_rate(sample_rate: object) -> int:
     if not is_integer(sample_rate):
         got = f"{described(sample_rate)}; it comes before the samples"
         raise TypeError(f"`sample_rate` must be an integer, got {got}")
-    if sample_rate < 1:
-        raise ValueError(f"`sample_rate` must be at least 1, got {sample_rate}")
+    low, high = RATES
+    if not low <= sample_rate <= high:
+        raise ValueError(f"`sample_rate` must be from {low} to {high}, got {sample_rate}")
     return int(sample_rate)
 
 
