@@ -20,7 +20,7 @@ from edgeconv.digest import VerificationError
 from edgeconv.recogniser.recogniser import PADDING
 from edgeconv.state_dict import parents_of, unusable
 from edgeconv.terminal import CommandError, compiling, table
-from edgeconv.transcribe import list_devices, transcribe
+from edgeconv.transcribe import device_name, list_devices, transcribe
 
 DESCRIPTION = """\
 Run ESPnet's streaming speech recognisers, or parts of them, without PyTorch.
@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "WAV files, or - for raw 16-bit mono at the model's rate, or a WAV, on standard input"
     argument("audio AUDIO", text, nargs="*")
     text = "a device's number or a part of its name (default: the system's; needs sounddevice)"
-    argument("--microphone DEVICE", text, nargs="?", const="")
+    argument("--microphone DEVICE", text, nargs="?", const="", type=device_name)
     argument("--list-devices", "list the microphones and end", nargs=0, action=_ListDevices)
     _add_listening(argument)
     argument("--endpoint", "start a new line after a silence (default: not in files)", **either)

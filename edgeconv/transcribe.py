@@ -31,6 +31,8 @@ WHOLE = "the model is not causal and hears a file at once; leave out window, lef
 WHOLE += "and endpoints"
 WINDOW, LEFT = 640, 32  # the defaults
 SWAPPED = "{} is a WAV; MODEL comes first: edgeconv transcribe MODEL {}"
+SWALLOWED = "it takes the name of a device, got that of a model; MODEL comes first: "
+SWALLOWED += "edgeconv transcribe {} --microphone"
 
 
 def transcribe(options: argparse.Namespace) -> None:
@@ -77,6 +79,13 @@ def is_wav(path: str) -> bool:
         return False
     with Path(path).open("rb") as file:
         return file.read(4) == b"RIFF"
+
+
+def device_name(text: str) -> str:
+    """Return what `--microphone` is given if it may be a device."""
+    if Path(text).suffix in (".npz", ".pth", ".safetensors"):
+        raise argparse.ArgumentTypeError(SWALLOWED.format(shlex.quote(text)))
+    return text
 
 
 def sources(options: argparse.Namespace, sample_rate: int, printer: Printer) -> Iterator[Audio]:

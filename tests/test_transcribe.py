@@ -156,6 +156,12 @@ def test_wrong_command_line(arguments, words, capsys):
     assert re.search(words, capsys.readouterr().err)
 
 
+def test_a_microphone_takes_no_model(capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        cli.main(["transcribe", "--microphone", "a model.pth"])
+    assert "edgeconv transcribe 'a model.pth' --microphone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [[MODEL], [FILES[1]], ["-"], ["--microphone"]])
 def test_a_recording_where_the_model_should_be(arguments, run):
     status, output, errors = run(*arguments, model=FILES[0])
