@@ -2,17 +2,25 @@
 Time of recognition from samples to text: ESPnet's `Speech2Text`, and this library.
 
     python benchmarks/recogniser.py [--window 640] [--seconds 20] [--smoke]
+    python benchmarks/recogniser.py --endless [--hours 2] [--no-endpoint]
 
 Twelve E-Branchformer blocks of 256, an LSTM, 500 tokens, random weights that say some four tokens a
 second; float32 and 8-bit weights; greedy search (ESPnet: `maes` with a beam of 1) and a beam of
 5. All hear the same samples, in one thread, window by window in turn, so that a busy machine is
 busy for all of them; medians of windows. Then how this library's time is spent. Needs PyTorch,
 ESPnet and what `Speech2Text` imports.
+
+With `--endless` the shipped model hears the shipped recordings again and again, with a pause
+after each, in which an utterance ends; memory, and the median time of a window in the last minute
+beside that of a stream that is new each minute, in turn. This needs neither.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import itertools
+import os
 import sys
 import tempfile
 import time
@@ -20,18 +28,20 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import torch
-import yaml
+from report import ROOT, verdict
 
 import edgeconv
 from edgeconv.layers.parameters import with_8_bits
+from edgeconv.recogniser.audio import open_wav
 
-sys.modules.setdefault("torchaudio", ModuleType("torchaudio"))  # imported, and not used here
 RATE, BLANK = 16000, 0
+PAUSE = 1.5  # seconds, longer than what ends an utterance
+GROWTH, SLOWER = 1e6, 1.1  # bytes by which an endless stream may grow, times as slow
 
 
 def build(folder, n_blocks):
     """Write a model as ESPnet does; return its files."""
+    import torch
     from espnet2.tasks.asr_transducer import ASRTransducerTask
     from espnet2.utils.yaml_no_alias_safe_dump import yaml_no_alias_safe_dump
 
@@ -138,13 +148,69 @@ def shares(stream, windows):
     return {name: clock.seconds for name, clock in parts.items()}
 
 
+def resident():
+    """Return the bytes of memory that this process holds."""
+    return os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1])
+
+
+def endless(given):
+    """Print memory and time of a window, after the first minute and at eight later times."""
+    recogniser = edgeconv.load_recogniser(ROOT / "weights" / "cards-and-commands.npz")
+    old, new = (recogniser.stream(given.window, endpoint=given.endpoint) for _ in range(2))
+    pause = np.zeros(int(PAUSE * RATE), np.float32)
+    paths = sorted((ROOT / "weights" / "recordings").glob("*.wav"))
+    sound = np.concatenate([part for path in paths for part in (open_wav(path).samples(), pause)])
+    size, minute = given.window * RATE // 1000, 60_000 // given.window
+    windows = itertools.cycle(np.split(sound, range(size, len(sound), size)))
+    times = {stream: collections.deque(maxlen=minute) for stream in (old, new)}
+    n, memory, n_ended = int(given.hours * 3_600_000 / given.window), [], 0
+    for i in range(1, n + 1):
+        window = next(windows)
+        for stream, own in times.items():
+            start = time.perf_counter()
+            result = stream.accept_waveform(RATE, window)
+            own.append(time.perf_counter() - start)
+        n_ended += result.is_final
+        if i == minute or (i > minute and i % (n // 8) == 0):
+            memory.append(resident())
+            taken, fresh = (1000 * np.median(own) for own in times.values())
+            print(
+                f"{i / minute:6.1f} min, {n_ended} utterances ended: {taken:.2f} ms a window, ",
+                end="",
+            )
+            print(f"{fresh:.2f} of a new stream, {memory[-1] / 1e6:.2f} MB", flush=True)
+        if i % minute == 0:
+            new.reset()
+    grown = max(memory) - memory[0]
+    print(f"grown by {grown / 1e6:.2f} MB: {verdict(grown < GROWTH, given)}")
+    print(
+        f"{taken / fresh:.2f} times a new stream's time: {verdict(taken < SLOWER * fresh, given)}"
+    )
+
+
 def main():
-    """Print two tables."""
+    """Print two tables, or what becomes of an endless stream."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--window", type=int, default=640, help="milliseconds")
     parser.add_argument("--seconds", type=float, default=20, help="of audio")
     parser.add_argument("--smoke", action="store_true", help="a small model, 5 s: does it run?")
+    parser.add_argument("--endless", action="store_true", help="a stream that goes on and on")
+    parser.add_argument("--hours", type=float, default=2, help="of an endless stream")
+    parser.add_argument("--endpoint", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args()
+    if given.endless:
+        endless(given)
+    else:
+        compare(given)
+
+
+def compare(given):
+    """Print two tables."""
+    import torch
+    import yaml
+
+    # Speech2Text imports it, and does not use it here.
+    sys.modules.setdefault("torchaudio", ModuleType("torchaudio"))
     torch.set_num_threads(1)
     seconds = 5 if given.smoke else given.seconds
     samples = signal(seconds)
