@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -17,6 +17,7 @@ from edgeconv.recogniser.joint import Joint
 from edgeconv.recogniser.tokens import BLANK
 
 NONE = np.empty(0, np.float32)
+Said: TypeAlias = tuple[int, int]  # a token, and the encoder frame where it came
 
 
 class SearchOptions(NamedTuple):
@@ -146,7 +147,7 @@ class Search:
     def begin(self) -> None:
         """Start a new utterance with the next frame."""
         self.first_frame = self.frame
-        self._agreed: list[tuple[int, int]] = []
+        self._agreed: list[Said] = []
         self._root = Prefix(None, BLANK, 0)
         self._root.state, self._root.said = self._start.state, self._start.said
         self._hypotheses = [(0.0, self._root)]
@@ -165,12 +166,17 @@ class Search:
 
     def best(self) -> Hypothesis:
         """Return the best hypothesis."""
+        agreed, own, score = self.found()
+        pairs = agreed + own
+        return Hypothesis([token for token, _ in pairs], [frame for _, frame in pairs], score)
+
+    def found(self) -> tuple[list[Said], list[Said], float]:
+        """Return what all agree on, one list that grows, what else the best says, and its score."""
         score, _, prefix = max(
             ((score, -i, prefix) for i, (score, prefix) in enumerate(self._hypotheses)),
             key=lambda each: (self._norm(each[0], each[2]), each[1]),
         )
-        pairs = self._agreed + [(p.token, p.frame) for p in prefix.path()]
-        return Hypothesis([token for token, _ in pairs], [frame for _, frame in pairs], score)
+        return self._agreed, [(p.token, p.frame) for p in prefix.path()], score
 
     def _norm(self, score: float, prefix: Prefix) -> float:
         """Return what hypotheses are compared by; ESPnet counts the blank before the first one."""

@@ -15,7 +15,7 @@ from edgeconv.layers.layer import Array, restore_all, snapshot_of
 from edgeconv.recogniser.audio import LOUDEST, RATES
 from edgeconv.recogniser.endpoint import EndpointRules
 from edgeconv.recogniser.features import Features, FeatureStream
-from edgeconv.recogniser.search import Search
+from edgeconv.recogniser.search import Said, Search
 from edgeconv.recogniser.tokens import Tokens
 
 
@@ -48,17 +48,29 @@ class Transcript:
 
     def __init__(self, tokens: Tokens, step: int, sample_rate: int, first: int) -> None:
         self._tokens, self._step, self._rate, self._first = tokens, step, sample_rate, first
+        self._agreed: list[Said] = []
+        self._names: tuple[str, ...] = ()
+        self._times: tuple[float, ...] = ()
 
     def seconds(self, n_frames: int) -> float:
         """Return how long encoder frames are."""
         return n_frames * self._step / self._rate
 
     def result(self, search: Search, is_final: bool) -> Result:
-        """Return what a search has found."""
-        best = search.best()
-        tokens = tuple(self._tokens.names[token] for token in best.tokens)
-        timestamps = tuple(self.seconds(frame + self._first) for frame in best.frames)
-        return Result(self._tokens.text(tokens), tokens, timestamps, is_final, best.score)
+        """Return what a search has found; what is agreed on is named and timed once."""
+        agreed, own, score = search.found()
+        if agreed is not self._agreed:  # another utterance
+            self._agreed, self._names, self._times = agreed, (), ()
+        names, times = self._told(agreed[len(self._names) :])
+        self._names, self._times = self._names + names, self._times + times
+        names, times = self._told(own)
+        tokens = self._names + names
+        return Result(self._tokens.text(tokens), tokens, self._times + times, is_final, score)
+
+    def _told(self, said: list[Said]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        """Return tokens' names and times; tuples of generators would fill Python's free lists."""
+        names = tuple([self._tokens.names[token] for token, _ in said])
+        return names, tuple([self.seconds(frame + self._first) for _, frame in said])
 
 
 def joined(results: Sequence[Result]) -> Result:
@@ -197,8 +209,9 @@ class RecogniserStream:
         search, seconds, start = self._search, self._transcript.seconds, self._search.first_frame
         if self._rules is None:
             return False
-        frames = search.best().frames
-        last = seconds(frames[-1] + 1 - start) if frames else None
+        agreed, own, _ = search.found()
+        said = own or agreed
+        last = seconds(said[-1][1] + 1 - start) if said else None
         return self._rules.is_met(seconds(search.frame - start), last)
 
     def reset(self) -> None:
