@@ -7,7 +7,6 @@ of one core (dense tiles reach more on a PC; what is not dense layers takes the 
 of their weights through memory.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,30 +16,11 @@ from edgeconv import load_encoder
 from edgeconv.encoder import Encoder
 from edgeconv.layers import parameters
 
-sys.path.insert(0, str(report.ROOT / "tests"))
-from encoder_states import Numbers
-
 # Gigahertz, flop in a cycle of one core by LLVM's models (arm_model.py), gigabytes a second of one
 # core from memory, which differ with the board's revision and its cooling.
 BOARDS = {"Raspberry Pi 4": (1.5, 8, 4.0), "Raspberry Pi 5": (2.4, 16, 10.0)}
 SHARE = 0.6  # of the peak
 CHUNK, WINDOW = 20, 0.64  # encoder frames, and their seconds
-
-
-def drawn(kind, n_blocks, channels, is_vgg):
-    """Return an encoder of 256, linear 1024 and 31 taps, of random numbers."""
-    shape = {"block_type": kind, "hidden_size": 256, "linear_size": 1024, "heads": 4}
-    block, state = shape | {"conv_mod_kernel_size": 31}, Numbers()
-    state.input("embed", 256, channels, 19, is_vgg)
-    for n in range(n_blocks):
-        state.block(f"encoders.blocks.{n}", block)
-    state.norm("encoders.norm_blocks", 256)
-    conf = {
-        "input_conf": {"vgg_like": is_vgg, "subsampling_factor": 6 if is_vgg else 4},
-        "main_conf": {"dynamic_chunk_training": True},
-        "body_conf": [block | {"num_blocks": n_blocks}],
-    }
-    return Encoder(state, {"encoder_conf": conf})
 
 
 def work(encoder):
@@ -70,8 +50,10 @@ def main():
     report.print_facts()
     encoders = {path.name: load_encoder(path) for path in options.models}
     if not options.smoke:
-        encoders["12 E-Branchformer of 256, conv2d"] = drawn("ebranchformer", 12, (0, 256), False)
-        encoders["18 Conformer of 256, VGG 6"] = drawn("conformer", 18, (64, 128), True)
+        encoders["12 E-Branchformer of 256, conv2d"] = Encoder(*report.drawn("ebranchformer", 12))
+        encoders["18 Conformer of 256, VGG 6"] = Encoder(
+            *report.drawn("conformer", 18, is_vgg=True)
+        )
     rows = []
     for name, encoder in encoders.items():
         multiply_adds, n_bytes = work(encoder)

@@ -1,80 +1,128 @@
-"""Do other Python threads hold a stream up? Prints how long a frame takes beside two busy ones.
+"""Do other Python threads hold a stream up? Prints how long frames and chunks take beside two.
 
-    python benchmarks/busy_threads.py [--smoke]
+    python benchmarks/busy_threads.py [--chunk 4 16 64] [--smoke]
 
-A frame goes through 24 convolutions, one after the other, while two threads run Python code; then
-the thread waits for the next frame. Whoever gives the interpreter's lock up for a microsecond waits
-up to 5 ms for each of them to have it back, so short calls of this library keep the lock. A second
-process shows the same with kernels that give it up.
+Whoever gives the interpreter's lock up for a microsecond waits up to 5 ms for each thread that runs
+Python code to have it back, so short calls of this library keep the lock. A frame goes through 24
+convolutions, a chunk through an encoder of 12 E-Branchformer blocks; then the thread waits for the
+next one. A second process shows the convolutions with kernels that give the lock up.
 """
 
+import contextlib
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import report
 
 from edgeconv import DepthwiseConvolution, kernels
+from edgeconv.encoder import Encoder
 
-BLOCKS, CHANNELS, K, FRAMES = 24, 512, 31, 300
-PAUSE = 0.01  # seconds between frames
-CHECKED = 10  # frames; an offline call with more of them would give the lock up by itself
+BLOCKS, CHANNELS, K, PIECES = 24, 512, 31, 300
+PAUSE = 0.01  # seconds between pieces
+CHECKED = 10  # pieces; an offline call with more frames would give the lock up by itself
+LATE = 1.0  # ms, of a frame
+TIMES = 2.0  # as long as the median chunk, which the slowest may take
 
 
-def milliseconds(convs, frames, expected):
-    """Return how long each frame takes."""
-    streams = [conv.stream() for conv in convs]
-    taken = []
-    for i, frame in enumerate(frames):
+@contextlib.contextmanager
+def busy(n_threads):
+    """Let so many threads run Python code."""
+    done = threading.Event()
+
+    def work():
+        while not done.is_set():
+            sum(range(100))
+
+    threads = [threading.Thread(target=work) for _ in range(n_threads)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def milliseconds(call, pieces, expected):
+    """Return how long each piece of a signal takes; the first ones must become what is expected."""
+    taken, outputs = [], []
+    for piece in pieces:
         time.sleep(PAUSE)
-        x, start = frame, time.perf_counter()
+        start = time.perf_counter()
+        y = call(piece)
+        taken.append(1e3 * (time.perf_counter() - start))
+        outputs.append(y)
+    if (np.vstack(outputs[:CHECKED]) != expected).any():
+        raise SystemExit("the output is another one than by itself")
+    return np.array(taken)
+
+
+def row(what, n_threads, taken, is_met, options):
+    """Return a row of the table."""
+    times = [f"{number:.2f}" for number in np.percentile(taken, (50, 99, 100))]
+    slowest = f"{max(taken) / np.median(taken):.1f}"
+    return [what, n_threads, *times, slowest, report.verdict(is_met, options)]
+
+
+def convolutions(n_threads, options):
+    """Measure a frame that goes through one convolution after the other."""
+    convs = [DepthwiseConvolution(CHANNELS // 2, K, causal=True, rng=i) for i in range(BLOCKS)]
+    shape = CHECKED if options.smoke else PIECES, CHANNELS
+    frames = np.random.default_rng(0).standard_normal(shape, np.float32)
+    expected = frames[:CHECKED]
+    for conv in convs:
+        expected = conv(expected[np.newaxis])[0][0]
+    streams = [conv.stream() for conv in convs]
+
+    def step(x):
         for stream in streams:
             x = stream.step(x)
-        taken.append(1e3 * (time.perf_counter() - start))
-        if i < CHECKED and (x != expected[i]).any():
-            raise SystemExit("the streams differ from offline")
-    return np.array(taken)
+        return x
+
+    with busy(n_threads):
+        taken = milliseconds(step, frames, expected)
+    lock = "given up" if options.give_up else "kept"
+    is_met = None if options.give_up else (taken <= LATE).all()
+    return row(f"a frame, the lock is {lock}", n_threads, taken, is_met, options)
+
+
+def chunks(encoder, chunk_size, n_threads, options):
+    """Measure the chunks of an encoder."""
+    shape = CHECKED if options.smoke else PIECES, 4 * chunk_size, encoder.input_size
+    features = np.random.default_rng(0).standard_normal(shape, np.float32)
+    expected = encoder.stream(chunk_size).process(np.concatenate(features[:CHECKED]))
+    process = encoder.stream(chunk_size).process
+    with busy(n_threads):
+        taken = milliseconds(process, features, expected)
+    is_met = max(taken) <= TIMES * np.median(taken) if n_threads else None
+    return row(f"a chunk of {chunk_size}", n_threads, taken, is_met, options)
 
 
 def main():
     """Measure in this process, then in another one with other kernels."""
     parser = report.arguments(__doc__)
+    parser.add_argument("--chunk", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--give-up", action="store_true", help="measure the other kernels")
     options = parser.parse_args()
-    lock = "given up" if options.give_up else "kept"
     kernels.OPTIONS["nogil"] = options.give_up
-    convs = [DepthwiseConvolution(CHANNELS // 2, K, causal=True, rng=i) for i in range(BLOCKS)]
-    shape = CHECKED if options.smoke else FRAMES, CHANNELS
-    frames = np.random.default_rng(0).standard_normal(shape, np.float32)
-    expected = frames[:CHECKED]
-    for conv in convs:
-        expected = conv(expected[np.newaxis])[0][0]
-    rows = []
-    for n_threads in (2,) if options.give_up else (0, 2):
-        done = threading.Event()
-
-        def work(done=done):
-            while not done.is_set():
-                sum(range(100))
-
-        with ThreadPoolExecutor(2) as pool:
-            for _ in range(n_threads):
-                pool.submit(work)
-            taken = milliseconds(convs, frames, expected)
-            done.set()
-        late = sum(taken > 1)
-        times = [f"{number:.2f}" for number in np.percentile(taken, (50, 99, 100))]
-        rows.append([lock, n_threads, *times, late, report.verdict(late == 0, options)])
     if options.give_up:
-        print("| " + " | ".join(map(str, rows[0][:-1])) + " | |")
+        print("| " + " | ".join(map(str, convolutions(2, options))) + " |")
         return
     report.print_facts()
-    print(f"{len(frames)} frames through {BLOCKS} convolutions of C = {CHANNELS}, K = {K}:\n")
-    header = ["the lock is", "busy threads", "median, ms", "99 %", "worst", "over 1 ms", ""]
+    print(
+        f"{PIECES} frames through {BLOCKS} convolutions of C = {CHANNELS}, K = {K}, none over "
+        f"{LATE} ms;\n{PIECES} chunks of an encoder, none over {TIMES} times the median:\n"
+    )
+    rows = [convolutions(n_threads, options) for n_threads in (0, 2)]
+    encoder = Encoder(*report.drawn("ebranchformer", 1 if options.smoke else 12))
+    for chunk_size in options.chunk[: 1 if options.smoke else None]:
+        rows += [chunks(encoder, chunk_size, n_threads, options) for n_threads in (0, 2)]
+    header = ["", "busy threads", "median, ms", "99 %", "slowest", "of the median", "target"]
     report.print_table(header, rows)
     with tempfile.TemporaryDirectory() as cache:  # Numba's does not notice such options
         environment = report.environment(report.ROOT, NUMBA_CACHE_DIR=cache)

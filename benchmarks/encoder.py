@@ -2,20 +2,18 @@
 Time of a chunk of a streaming encoder: PyTorch, ONNX Runtime and this library, float32 and 8 bits.
 
     python benchmarks/encoder.py [--model conformer] [--chunk 4 16 64] [--chunks 40]
-    python benchmarks/encoder.py --busy | --endless | --threads
+    python benchmarks/encoder.py --endless | --threads
 
 All work on the same features with the same weights, in one thread. Their chunks alternate, so that
 a busy machine is busy for all of them; medians. ONNX Runtime has a model of its own for each size,
 exported with static shapes, and as 8 bits its dynamic quantisation. The others are about this
-library alone: with `--busy` two Python threads compute beside it, and the slowest of the chunks is
-printed beside the median; `--endless` runs 200,000 feature frames and prints time and memory at
+library alone: `--endless` runs 200,000 feature frames and prints time and memory at
 both ends; `--threads` compares one thread with two. Needs PyTorch, ESPnet, onnx and onnxruntime.
 """
 
 from __future__ import annotations
 
 import argparse
-import threading
 import time
 from pathlib import Path
 
@@ -68,29 +66,6 @@ def streamed(encoder, x, chunk_size, threads=1):
     yield None
     for start in range(4 * chunk_size - 1, len(x), 4 * chunk_size):
         yield stream.process(x[start : start + 4 * chunk_size])
-
-
-def busy(encoder, chunk_sizes, n):
-    """Print the median and the slowest chunk beside two busy Python threads."""
-    stop = threading.Event()
-
-    def compute():
-        while not stop.is_set():
-            sum(range(1000))
-
-    for thread in [threading.Thread(target=compute) for _ in range(2)]:
-        thread.start()
-    for chunk_size in chunk_sizes:
-        x = np.random.default_rng(0).standard_normal((4 * chunk_size * (n + 2), 80), np.float32)
-        way, times = streamed(encoder, x, chunk_size), []
-        for _ in range(n):
-            start = time.perf_counter()
-            next(way)
-            times.append(time.perf_counter() - start)
-        median, slowest = np.median(times[1:]), max(times[1:])
-        ratio = slowest / median
-        print(f"chunk {chunk_size:3d}: median {median * 1e3:.1f} ms, slowest {ratio:.1f} x")
-    stop.set()
 
 
 def endless(encoder, chunk_size=20, n_frames=200_000):
@@ -150,7 +125,7 @@ def main():
     parser.add_argument("--model", choices=MODELS, default="ebranchformer")
     parser.add_argument("--chunk", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--chunks", type=int, default=40)
-    for name in ("--busy", "--endless", "--threads"):
+    for name in ("--endless", "--threads"):
         parser.add_argument(name, action="store_true")
     parser.add_argument("--smoke", action="store_true", help="a few chunks that claim nothing")
     options = parser.parse_args()
@@ -160,9 +135,7 @@ def main():
     models = build(options.model)
     encoder = models[1]
     print(f"edgeconv {edgeconv.__version__}, torch {torch.__version__}, {encoder}, one thread")
-    if options.busy:
-        busy(encoder, options.chunk, options.chunks)
-    elif options.endless:
+    if options.endless:
         endless(encoder)
     else:
         for chunk_size in options.chunk:

@@ -7,6 +7,7 @@ import os
 import platform
 import random
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -33,6 +34,28 @@ def effort(options):
 def environment(root, **others):
     """Return the environment of a process that imports the library from a checkout."""
     return os.environ | {"PYTHONPATH": str(Path(root).resolve())} | others
+
+
+def drawn(kind, n_blocks, is_vgg=False):
+    """Return state and configuration of an encoder of 256, linear 1024, 31 taps, of noise."""
+    sys.path.append(str(ROOT / "tests"))
+    from encoder_states import Numbers
+
+    shape = {"block_type": kind, "hidden_size": 256, "linear_size": 1024, "heads": 4}
+    block, state = shape | {"conv_mod_kernel_size": 31}, Numbers()
+    channels = (64, 128) if is_vgg else (0, 256)
+    state.input("embed", 256, channels, 19, is_vgg)
+    for n in range(n_blocks):
+        state.block(f"encoders.blocks.{n}", block)
+    state.norm("encoders.norm_blocks", 256)
+    block_input = {"vgg_like": is_vgg, "subsampling_factor": 6 if is_vgg else 4}
+    block_input["conv_size"] = list(channels) if is_vgg else channels[1]
+    conf = {
+        "input_conf": block_input,
+        "main_conf": {"dynamic_chunk_training": True},
+        "body_conf": [block | {"num_blocks": n_blocks}],
+    }
+    return state, {"input_size": 80, "encoder_conf": conf}
 
 
 def print_facts(*packages):
