@@ -6,10 +6,12 @@
 Starts each program anew, over and over in turn, and takes the median of the time from the start of
 its process to its first output: with an empty cache, with a filled one, and for a program that
 only imports Numba and calls one cached empty function. Beside it are the memory of the process, and
-the bytes that one more stream takes. `--before` names a directory with another version.
+the bytes that one more stream takes. An encoder of 12 E-Branchformer blocks is loaded from a
+converted file. `--before` names a directory with another version.
 """
 
 import contextlib
+import json
 import subprocess
 import sys
 import tempfile
@@ -20,14 +22,17 @@ from pathlib import Path
 import numpy as np
 import report
 
+import edgeconv
+
 C, K = report.SIZES[0]
-OURS, BEFORE, COLD = "edgeconv", "before", ", empty cache"
+OURS, BEFORE, ENCODER, COLD = "edgeconv", "before", "an encoder", ", empty cache"
 ROUNDS, COLD_ROUNDS = 7, 3
 TARGETS = (  # times as much as the other version
     (COLD, 0, "seconds, empty cache", 0.5),
     ("", 0, "seconds, filled cache", 1.05),
     ("", 3, "bytes of a stream", 1.0),
 )
+LOADING, RISE, BESIDE, COMPILING = 1.0, 1.3, 150, 15  # s, of the weights, MB, s: see `judge`
 
 STREAM = """
     import numpy as np
@@ -42,6 +47,21 @@ MEMORY = """
     tracemalloc.start()
     stream = conv.stream()
     print(tracemalloc.get_traced_memory()[0])
+"""
+LOAD = """
+    import time
+    import numpy as np
+    from edgeconv import load_encoder
+    from edgeconv.kernels import dense
+    before = int(open("/proc/self/statm").read().split()[1]) / 256
+    start = time.perf_counter()
+    encoder = load_encoder("encoder.npz")
+    seconds = time.perf_counter() - start
+    stream = encoder.stream()
+    assert len(stream.process(np.zeros((79, 80), np.float32))) == 17
+"""  # MB before, of pages of 4 KiB
+LOADED = """
+    print(stream.memory, seconds, before)
 """
 PROGRAMS = {
     "Numba, empty function": """
@@ -74,8 +94,8 @@ OUTPUT = """
 """  # kB, and the sign for which the parent waits
 
 
-def prepare(directory):
-    """Write what the programs import and load."""
+def prepare(directory, n_blocks):
+    """Write what the programs import and load; return parameters and MB of the encoder."""
     empty = "import numba\n\n\n@numba.njit(cache=True)\ndef function():\n    return 1\n"
     (directory / "empty.py").write_text(empty)
     with contextlib.suppress(ImportError):
@@ -86,11 +106,18 @@ def prepare(directory):
             f"float[{C}] b) => (float[1,{C},1] y) {{ y = Conv<group={C}>(x, w, b) }}"
         )
         (directory / "conv.onnx").write_bytes(model.SerializeToString())
+    state, configuration = report.drawn("ebranchformer", n_blocks)
+    np.savez(directory / "state.npz", **state)
+    config = directory / "config.yaml"
+    config.write_text(json.dumps(configuration))
+    edgeconv.convert(directory / "state.npz", directory / "encoder.npz", config=config)
+    n_parameters = sum(array.size for array in state.values())
+    return n_parameters, 4 * n_parameters / 2**20
 
 
 def start(program, root, cache):
-    """Run a program; return seconds to its output, MB then and at most, bytes; None if it fails."""
-    parts = program, OUTPUT, MEMORY if program is STREAM else ""
+    """Run a program; return seconds to its output, MB then and at most, and what it says then."""
+    parts = program, OUTPUT, {STREAM: MEMORY, LOAD: LOADED}.get(program, "")
     text = f"SIZE, K = {C // 2}, {K}\n" + "".join(map(textwrap.dedent, parts))
     # Installed packages have their bytecode, and the libraries may write theirs.
     others = {"NUMBA_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": ""}
@@ -100,8 +127,22 @@ def start(program, root, cache):
     with subprocess.Popen(command, cwd=cache.parent, env=environment, **to_here) as process:
         line = process.stdout.readline()
         seconds = time.perf_counter() - begin
-        stream = int(process.stdout.read() or 0)
-    return (seconds, *(int(n) / 1024 for n in line.split()), stream) if line else None
+        others = [float(number) for number in process.stdout.read().split()]
+    return (seconds, *(int(n) / 1024 for n in line.split()), *others) if line else None
+
+
+def judge(medians, weights, options):
+    """Print what loading an encoder costs beside what it may cost, and its compiling."""
+    seconds, then, most, _, loading, before = medians[ENCODER]
+    compiling, rise = medians[ENCODER + COLD][0] - seconds, (most - before) / weights
+    for what, value, target in (
+        ("seconds of loading", loading, LOADING),
+        ("memory that loading takes at most, in weights", rise, RISE),
+        ("MB of the process beside its weights", then - weights, BESIDE),
+        ("seconds of compiling, all that an encoder needs", compiling, COMPILING),
+    ):
+        is_met = report.verdict(value <= target, options)
+        print(f"{what}: {value:.2f}, {target} allowed: {is_met}")
 
 
 def main():
@@ -114,14 +155,16 @@ def main():
     rounds, cold_rounds = (1, 1) if options.smoke else (ROUNDS, COLD_ROUNDS)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        prepare(directory)
-        programs = {name: (STREAM, root, directory / "warm") for name, root in roots.items()}
+        n_parameters, weights = prepare(directory, 1 if options.smoke else 12)
+        cold = {name: (STREAM, root) for name, root in roots.items()}
+        cold[ENCODER] = LOAD, report.ROOT
+        programs = {name: (*program, directory / "warm") for name, program in cold.items()}
         for name, program in PROGRAMS.items():
             programs[name] = program, report.ROOT, directory / "warm"
-        results = {f"{name}{COLD}": [] for name in roots} | {name: [] for name in programs}
+        results = {f"{name}{COLD}": [] for name in cold} | {name: [] for name in programs}
         for i in range(cold_rounds):
-            for name, root in roots.items():
-                results[name + COLD].append(start(STREAM, root, directory / f"empty-{name}-{i}"))
+            for name, program in cold.items():
+                results[name + COLD].append(start(*program, directory / f"empty-{name}-{i}"))
         for i in range(1 + rounds):  # the first one fills the cache
             for name, program in programs.items():
                 if (taken := start(*program)) and i:
@@ -129,11 +172,12 @@ def main():
     medians = {name: np.median(taken, axis=0) for name, taken in results.items() if taken}
     header = [f"C = {C}, K = {K}", "seconds to output", "MB then", "at most", "bytes of a stream"]
     rows = [
-        [name, f"{seconds:.2f}", f"{resident:.0f}", f"{most:.0f}", int(stream) or ""]
-        for name, (seconds, resident, most, stream) in medians.items()
+        [name, f"{seconds:.2f}", f"{resident:.0f}", f"{most:.0f}", int(others[0]) if others else ""]
+        for name, (seconds, resident, most, *others) in medians.items()
     ]
     report.print_table(header, rows)
-    print()
+    print(f"\nThe encoder has {n_parameters / 1e6:.1f} million parameters, {weights:.0f} MB.")
+    judge(medians, weights, options)
     for state, column, what, target in TARGETS if options.before else ():
         ratio = medians[OURS + state][column] / medians[BEFORE + state][column]
         is_met = report.verdict(ratio <= target, options)
