@@ -3,7 +3,8 @@
     python benchmarks/roofline.py [--smoke]
 
 1. Peak: fused multiply-adds in a loop that touches registers only, written as LLVM vectors like
-   the kernels; then the kernels' own tiles with operands in the first-level cache, as shares of it.
+   the kernels; then the convolution's tiles with operands in the first-level cache, and a dense
+   layer whose weights are in the second-level one, as shares of it.
 2. A frame by itself must read K * C taps and as many values of the ring: a loop that only adds up
    the vectors of both, laid out and sized alike, bounds the time. Beside it are the kernel of
    `step`, called from compiled code, and `step`; what lies between these two is Python's share.
@@ -19,13 +20,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from edgeconv import DepthwiseConvolution
-from edgeconv.kernels import compiled, ring, vectors
+from edgeconv.kernels import compiled, dense, ring, vectors
 
 K = 31
 # A fused multiply-add takes 4 cycles and two start in each: 8 in flight suffice, 12 are safe, and
 # 12 accumulators with both factors fit in 16 registers.
 CHAINS = 12
 REPETITIONS, CALLS = 2000, 100  # of a tile, and of the kernel of `step`, in a timed call
+ROWS, WIDTH, PRODUCTS = 16, 256, 4  # of a dense layer of WIDTH x WIDTH; PRODUCTS in a timed call
 PEAK_TARGET = 0.75
 VECTOR = ir.VectorType(ir.FloatType(), vectors.LANES)
 # The frames and blocks of each.
@@ -108,20 +110,48 @@ def _tile_loop(tile, n_frames, n_blocks):
     return lambda: run(REPETITIONS, y, taps, rows)
 
 
+_dense = compiled(dense.dense)
+
+
+@compiled
+def _dense_again(repetitions, x, y, weights):
+    for _ in range(repetitions):
+        _dense(x, y, weights, 1, 0)
+
+
+def _dense_loop(eight_bits):
+    """Return a function that runs a dense layer over and over, once its products are right."""
+    rng = np.random.default_rng(0)
+    x, y = rng.random((1, ROWS, WIDTH), np.float32), ring.zeros(1, ROWS, WIDTH)
+    bias, scale = rng.random((2, WIDTH), np.float32)
+    weight = rng.integers(-127, 128, (WIDTH, WIDTH)).astype(np.int8 if eight_bits else np.float32)
+    packed = dense.pack(weight, bias, scale if eight_bits else None)
+    _dense_again(1, x, y, packed)
+    expected = x[0] @ weight.T.astype(float) * (scale if eight_bits else 1) + bias
+    np.testing.assert_allclose(y[0], expected, atol=1e-5 * np.abs(expected).max())
+    return lambda: _dense_again(PRODUCTS, x, y, packed)
+
+
 def report_tiles(effort, options):
     """Print the share of the peak that each tile reaches."""
     factor, total = ring.zeros(2, vectors.LANES)
-    timers = {"peak": report.timer(lambda: _peak(factor, total, K * REPETITIONS))}
-    timers |= {name: report.timer(_tile_loop(*tile)) for name, tile in TILES.items()}
+    calls = {"peak": lambda: _peak(factor, total, K * REPETITIONS)}
+    calls |= {name: _tile_loop(*tile) for name, tile in TILES.items()}
     sums = {"peak": CHAINS} | {name: frames * blocks for name, (_, frames, blocks) in TILES.items()}
+    work = {name: vectors.LANES * K * REPETITIONS * n for name, n in sums.items()}
+    for name, eight_bits in (("dense, 16 frames", False), ("dense, 16 frames, 8 bits", True)):
+        calls[name], work[name] = _dense_loop(eight_bits), PRODUCTS * ROWS * WIDTH**2
+    timers = {name: report.timer(call) for name, call in calls.items()}
     times = report.median_times(timers, *effort)
-    work = 2e-9 * vectors.LANES * K * REPETITIONS
-    rates = {name: work * sums[name] / seconds for name, seconds in times.items()}
-    print(f"Fused multiply-adds, {vectors.LANES} lanes, K = {K}, operands in L1:\n")
+    rates = {name: 2e-9 * work[name] / seconds for name, seconds in times.items()}
+    print(f"Fused multiply-adds, {vectors.LANES} lanes; K = {K}, operands in L1; dense layers of")
+    print(f"{WIDTH} x {WIDTH}, weights in L2:\n")
     table = [[name, f"{rate:.0f}", f"{rate / rates['peak']:.0%}"] for name, rate in rates.items()]
     report.print_table(["tile", "GFLOP/s", "of the peak"], table)
-    is_met = report.verdict(rates["8 frames"] >= PEAK_TARGET * rates["peak"], options)
-    print(f"\n8 frames, {PEAK_TARGET:.0%} of the peak: {is_met}")
+    print()
+    for name in ("8 frames", "dense, 16 frames", "dense, 16 frames, 8 bits"):
+        is_met = report.verdict(rates[name] >= PEAK_TARGET * rates["peak"], options)
+        print(f"{name}, {PEAK_TARGET:.0%} of the peak: {is_met}")
 
 
 def report_step(sizes, effort):
