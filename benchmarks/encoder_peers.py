@@ -1,4 +1,4 @@
-"""A chunk of ESPnet's encoder in ONNX Runtime: exported with static shapes; also with 8 bits."""
+"""An encoder's chunks in PyTorch, and in ONNX Runtime: with static shapes; also with 8 bits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,37 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from espnet2.asr_transducer.encoder.encoder import Encoder
 from onnxruntime.quantization import QuantType, quantize_dynamic
+
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+
+
+def original(state, configuration):
+    """Return ESPnet's own encoder with these weights, and feature frames that its windows share."""
+    conf = configuration["encoder_conf"]
+    parts = (conf[f"{part}_conf"] for part in ("input", "main"))
+    body = [dict(block) for block in conf["body_conf"]]
+    encoder = Encoder(configuration["input_size"], body, *map(dict, parts)).eval()
+    tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in state.items()}
+    missing, unexpected = encoder.load_state_dict(tensors, strict=False)
+    if unexpected or any(not name.endswith("num_batches_tracked") for name in missing):
+        raise SystemExit(f"ESPnet has other weights: {missing}, {unexpected}")
+    return encoder, 15 if conf["input_conf"]["vgg_like"] else 11
+
+
+def espnet(encoder, x, chunk_size, shared, left):
+    """Yield a chunk of PyTorch's output each time."""
+    encoder.reset_cache(left, "cpu")
+    done, start, end = 0, 0, 4 * chunk_size - 1
+    while True:
+        window = torch.from_numpy(x[None, start:end])
+        sizes, frames = torch.tensor([end - start]), torch.tensor([[done]])
+        y = encoder.chunk_forward(window, sizes, frames, left_context=left)[0]
+        done += len(y)
+        start, end = end - shared, end + 4 * chunk_size
+        yield y.numpy()
 
 
 class Chunk(torch.nn.Module):
@@ -56,7 +86,7 @@ def export(encoder, left, n_frames, n_features):
     arguments, content = (x, is_missing, *caches), io.BytesIO()
     inputs = ["x", "is_missing", *(f"cache{n}" for n in range(len(caches)))]
     outputs = ["y", *(f"after{n}" for n in range(len(caches)))]
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own future
         torch.onnx.export(
             Chunk(encoder, left).eval(), arguments, content, opset_version=17, dynamo=False,
@@ -81,7 +111,7 @@ def session(model, eight_bits):
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def streamed(encoder, run, x, chunk_size, shared, left):
+def onnx(encoder, run, x, chunk_size, shared, left):
     """Yield a chunk each time; PyTorch computes the first one, whose window is shorter."""
     encoder.reset_cache(left, "cpu")
     end = 4 * chunk_size - 1
