@@ -1,6 +1,6 @@
 """Do other Python threads hold a stream up? Prints how long frames and chunks take beside two.
 
-    python benchmarks/busy_threads.py [--chunk 4 16 64] [--smoke]
+    python benchmarks/busy_threads.py [--chunk 4 16] [--smoke]
 
 Whoever gives the interpreter's lock up for a microsecond waits up to 5 ms for each thread that runs
 Python code to have it back, so short calls of this library keep the lock. A frame goes through 24
@@ -106,7 +106,7 @@ def chunks(encoder, chunk_size, n_threads, options):
 def main():
     """Measure in this process, then in another one with other kernels."""
     parser = report.arguments(__doc__)
-    parser.add_argument("--chunk", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--chunk", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--give-up", action="store_true", help="measure the other kernels")
     options = parser.parse_args()
     kernels.OPTIONS["nogil"] = options.give_up
