@@ -75,8 +75,10 @@ class KeysAndValues:
     """
 
     def __init__(self, layer: RelPositionMultiHeadedAttention, geometry: Geometry) -> None:
+        from edgeconv.kernels import pointwise
         from edgeconv.kernels.vectors import BLOCK
 
+        self._copy = pointwise.kernel(pointwise.copy)
         heads, size = layer.n_heads, layer.head_size
         chunk_size, self._left = geometry[:2]
         self._capacity = self._left + chunk_size * (1 if geometry.is_whole else 4)
@@ -94,8 +96,8 @@ class KeysAndValues:
         """Make room for the keys and values of a chunk; return the span that it sees."""
         if self._end + n_frames > self._capacity:
             kept = slice(self._end - self._past, self._end)
-            self.keys[..., : self._past] = self.keys[..., kept]
-            self.values[: self._past] = self.values[kept]
+            self._copy(self.keys[..., kept], self.keys[..., : self._past])
+            self._copy(self.values[kept], self.values[: self._past])
             self._end = self._past
         first, seen = self._end - self._past, self._past + n_frames
         self._end += n_frames

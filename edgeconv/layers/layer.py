@@ -166,7 +166,8 @@ class Stream:
         self.frames_in += len(x)
         if not self._layer.chunked:
             return self._counted([self._layer._run(x, self._memory)] if len(x) else [])
-        x = np.concatenate([self._waiting, x])
+        if len(self._waiting):  # NumPy's copy gives the interpreter's lock up
+            x = np.concatenate([self._waiting, x])
         outputs, done = [], 0
         while len(x) - done >= self._missing:
             outputs.append(self._layer._run(x[done : done + self._missing], self._memory))
