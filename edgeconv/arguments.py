@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FLOAT32 = np.dtype(np.float32)
+IN_USE = "a stream must be used by one thread at a time, got a call during another"
 
 
 def is_array(value: object) -> TypeGuard[NDArray[Any]]:
@@ -35,7 +36,7 @@ def floats(name: str, value: Any, shape: tuple[Any, ...], source: object) -> NDA
     """Return an array if it is one of floats and of `shape`; else raise the error that says so."""
     is_plain = type(value) is np.ndarray and value.dtype is FLOAT32  # the usual case, soon told
     if not is_plain and (not is_array(value) or value.dtype.kind != "f"):
-        got = f"{described(value)}{_remedy(name, value)}"
+        got = f"{described(value)}{remedy(name, value)}"
         raise TypeError(f"`{name}` must be a NumPy array of floats, got {got}")
     check_shape(name, value, shape, source)
     array: NDArray[Any] = value
@@ -52,7 +53,7 @@ def as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
         return np.require(array, FLOAT32, ["C", "A"]).view(FLOAT32, np.ndarray)
 
 
-def _remedy(name: str, value: object) -> str:
+def remedy(name: str, value: object) -> str:
     """Say what to pass instead of what is no array of floats."""
     if isinstance(value, np.ma.MaskedArray):
         return f"; pass `{name}.filled(0)`"

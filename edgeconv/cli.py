@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeconv import __version__, machine, weights
+from edgeconv.blocks.description import is_causal
 from edgeconv.blocks.overview import overview
 from edgeconv.checkpoint.error import printable
 from edgeconv.converted import FORMAT, configuration_of
@@ -41,14 +42,14 @@ conv_mod.conv of a Branchformer, conv_mod.conv and depthwise_conv_mod.conv of an
 NEXT = """\
 next: edgeconv convert {} {}.converted.npz --causal
       (or --config config.yaml, or --no-causal without dynamic_chunk_training: true)"""
-NEXT_OF_MODEL = "next: edgeconv convert {} {}.converted.npz --config config.yaml"
+NEXT_OF_MODEL = "next: edgeconv convert {} {}.converted.npz --config {}"
 TRANSCRIBE = """\
 transcribe small.npz speech.wav
   edgeconv transcribe small.npz --microphone
   arecord -f S16_LE -r 16000 -c 1 -t raw | edgeconv transcribe small.npz -"""
 CHECKPOINT, NO_PREFIX = "a .pth, .safetensors or .npz file", "''"
 REMEDIES = {
-    errno.ENOENT: "check the path; its directory must exist",
+    errno.ENOENT: "check the path; the directory of what is written must exist",
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EBUSY: "or write to another path",
 }
@@ -56,7 +57,7 @@ OWN = "prefix", "config", "seed", "weights", "window_ms", "left_context", "tail_
 WORDS = {f"`{name}`": f"--{name.replace('_', '-')}" for name in (*OWN, "threads")}
 WORDS |= {"`causal=True`": "--causal", "`causal=False`": "--no-causal", "`prefixes`": "--prefix"}
 WORDS |= {"`causal`": "--causal or --no-causal", "`source`": "SRC", "`target`": "DST"}
-WORDS |= {"`beam_size`": "--beam", "use `transcribe`": "record a WAV file and give that"}
+WORDS |= {"`beam_size`": "--beam", "use `transcribe`": "transcribe a WAV file"}
 # The library's words, and what they are called here.
 
 
@@ -226,11 +227,12 @@ def _inspect(options: argparse.Namespace) -> None:
     if lines := [printable(f"{title:<12}{x}") for title, x in overview(shapes, configuration)]:
         print(*lines, sep="\n", end="\n\n")
     rows: list[tuple[object, ...]] = []
+    known = None if configuration is None else is_causal(configuration)
     for prefix, channels, kernel_size in found.values():
         (parent,) = parents_of(checkpoint, prefix)
         dtype = entries[f"{parent}weight"].dtype
         bias = "yes" if f"{parent}bias" in entries else "zeros"
-        causal = {True: "yes", False: "no", None: "?"}[stated.get(prefix, {}).get("causal")]
+        causal = {True: "yes", False: "no", None: "?"}[stated.get(prefix, {}).get("causal", known)]
         rows += [(prefix or NO_PREFIX, channels, kernel_size, dtype, bias, causal)]
     if rows:
         titles = "convolution", "channels", "kernel size", "dtype", "bias", "causal"
@@ -242,7 +244,8 @@ def _inspect(options: argparse.Namespace) -> None:
         raise CommandError(f"{options.file}: {weights.NONE}, found none")
     print(ASSUMED)
     file, stem = (printable(shlex.quote(x)) for x in (options.file, Path(options.file).stem))
-    following = (NEXT_OF_MODEL if lines else NEXT).format(file, stem)
+    config = printable(shlex.quote(options.config or "config.yaml"))
+    following = (NEXT_OF_MODEL if lines else NEXT).format(file, stem, config)
     print(f"next: edgeconv verify {file}" if stated else following)
 
 

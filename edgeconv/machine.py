@@ -104,6 +104,9 @@ def bench_recogniser(
     stream = recogniser.stream(**listening)
     load_seconds = perf_counter() - start
     files = [(file.samples(), file.sample_rate) for file in map(open_wav, audio)]
+    for path, (samples, _) in zip(audio, files, strict=True):
+        if not len(samples):
+            raise CommandError(f"{path}: no samples came; give a recording")
     runs = [spoken(stream, *file, listening["window_ms"]) for file in files]
     n_whole = sum(len(run.windows) for run in runs)
     for _ in range(WINDOWS // n_whole if n_whole else 0):  # of short files, there may be none
@@ -121,7 +124,9 @@ def bench_recogniser(
         "final_text_median_ms": 1e3 * np.median([run.final_text for run in runs]),
         "resident_mb": resident() / 1e6,
     }
-    rounded = {name: float(f"{value:.4g}") for name, value in measured.items()}
+    # Of files without a window or a word there is none.
+    known = {name: value for name, value in measured.items() if not np.isnan(value)}
+    rounded = {name: float(f"{value:.4g}") for name, value in known.items()}
     heading = ", ".join(f"{name} {value:g}" for name, value in listening.items())
     rows = [("measure", "value"), *rounded.items()]
     _report(as_json, heading, rows, options=listening, results=rounded)

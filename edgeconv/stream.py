@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 Frames: TypeAlias = NDArray[np.float32]
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Lengths: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
-IN_USE = "a stream must be used by one thread at a time, got a call during another"
 ALL_FRAMES = np.empty(0, np.int64)  # for the kernel: every row takes the whole chunk
 ALL_FRAMES.flags.writeable = False
 # Multiply-adds of one call, during which Ctrl-C waits: some 25 ms on a PC. From here on threads
@@ -157,7 +156,7 @@ class Stream:
             if n > 0:
                 y[...] = wide[..., : self._conv.channels]
         if n == ring.BUSY:
-            raise RuntimeError(IN_USE)
+            raise RuntimeError(arguments.IN_USE)
         if n < 0 and (self._frames_in != self._frames_in[0]).any():
             got = f"rows after {self._frames_in.tolist()} frames; call `process(..., lengths=...)`"
             raise ValueError(f"rows must have the same number of outputs, got {got}")
@@ -194,7 +193,7 @@ class Stream:
     def _rows(self, rows: Any) -> NDArray[np.int64]:
         """Return the rows that are meant, in a stream that no other thread uses."""
         if self._headers[0, ring.IN_USE]:
-            raise RuntimeError(IN_USE)
+            raise RuntimeError(arguments.IN_USE)
         if rows is None:
             return np.arange(len(self._memory))
         if not self._leading:

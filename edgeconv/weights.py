@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeconv.arguments import described, is_integer
-from edgeconv.blocks.description import CAUSAL, options_of
+from edgeconv.blocks.description import is_causal
 from edgeconv.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from edgeconv.checkpoint.error import naming, shown
 from edgeconv.configuration import read_configuration
@@ -233,7 +233,7 @@ def select(
     configured = None
     if config is not None:
         with naming(config):
-            configured = bool(options_of(read_configuration(config))[1].get(CAUSAL, False))
+            configured = is_causal(read_configuration(config))
     modules: dict[str, DepthwiseConvolution] = {}
     left_out = {} if prefixes else unusable(file.checkpoint)
     with naming(file.checkpoint.path):

@@ -1,9 +1,11 @@
 """What every layer and the encoder promise, checked once for all of them."""
 
+import contextlib
 import copy
 
 import numpy as np
 import pytest
+from processes import in_threads
 from reference import same_bits
 from strategies import split
 
@@ -113,3 +115,28 @@ def _verify_rejections(open_stream, signal, expected):
                 stream.restore(state | {name: longer})
     outputs.append(run(stream, [signal[half:]]))
     assert same_bits(np.concatenate(outputs), expected)
+
+
+def refused_meanwhile(take, x, calls):
+    """Return which calls another thread is refused while `take` looks at its array."""
+    refused = set()
+
+    def meddle():
+        for name, call in calls.items():
+            with contextlib.suppress(RuntimeError):
+                call()
+                continue
+            refused.add(name)
+
+    class Watched(np.ndarray):
+        @property
+        def shape(self):
+            in_threads(meddle)
+            return np.ndarray.shape.__get__(self)
+
+        @property
+        def ndim(self):
+            return len(self.shape)
+
+    take(x.view(Watched))
+    return refused

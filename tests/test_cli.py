@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -311,6 +312,16 @@ def test_bench_of_a_recogniser(quick, capsys):
     assert results["audio_s"] == pytest.approx(4.02, abs=0.01)
     assert results["window_median_ms"] <= results["window_percentile_99_ms"]
     assert results["first_word_median_ms"] > 32  # a model says it when its frame has passed
+
+
+def test_bench_of_very_short_files(here, capsys):
+    for n_samples, name in enumerate(("none.wav", "one.wav")):
+        with wave.open(name, "wb") as file:
+            file.setparams((1, 2, 16000, 0, "NONE", ""))
+            file.writeframes(bytes(2 * n_samples))
+    assert "none.wav: no samples came" in error_of(capsys, "bench", str(RECOGNISER), "none.wav")
+    report = json.loads(output_of(capsys, "bench", str(RECOGNISER), "one.wav", "--json"))
+    assert "window_median_ms" not in report["results"]
 
 
 def test_bench(quick, capsys):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from encoder_states import encoder as encoder_state
-from laws import run, verify_contract
+from laws import refused_meanwhile, run, verify_contract
 from reference import same_bits
 
 from edgeconv import CheckpointError
@@ -287,6 +287,24 @@ def test_golden_digests(threads, monkeypatch):
     """The bits are those of the machine that wrote the file: `python tests/test_encoder.py`."""
     monkeypatch.setattr(dense, "SHARED", 0)  # also layers that are not worth two threads
     assert digests(threads) == json.loads(GOLDEN.read_text())
+
+
+def test_another_thread_is_refused_meanwhile():
+    encoder, x = build(), features(133)
+    stream = encoder.stream(5, 6)
+    state = stream.snapshot()
+    calls = {
+        "process": lambda: stream.process(x),
+        "flush": stream.flush,
+        "reset": stream.reset,
+        "snapshot": stream.snapshot,
+        "restore": lambda: stream.restore(state),
+    }
+    assert refused_meanwhile(stream.process, x[:50], calls) == set(calls)
+    assert stream.frames_in == 50
+    expected = run(encoder.stream(5, 6), [x])
+    n_frames = stream.frames_out
+    assert same_bits(run(stream, [x[50:]]), expected[n_frames:])
 
 
 def test_threads_are_not_used_where_they_would_end_the_process(monkeypatch):

@@ -1,16 +1,20 @@
 """Recognisers: the same words and scores for every cut, endpoints, ends, threads, files."""
 
+import copy
 import itertools
 import json
 import pathlib
+import pickle
 import threading
 import wave
+from functools import partial
 
 import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from laws import refused_meanwhile
 from recogniser_states import KINDS, WORDS, recogniser, speech
 
 import edgeconv
@@ -184,9 +188,34 @@ def test_a_snapshot_goes_on_elsewhere(beam_size, cut, tmp_path):
     assert before.is_final or second.frames == 0
 
 
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_copies_go_on_as_the_stream_does(beam_size):
+    stream = TINY.stream(beam_size=beam_size, endpoint=RULES)
+    stream.accept_waveform(16000, X[:20000])
+    copies = copy.deepcopy(stream), pickle.loads(pickle.dumps(stream))
+    expected = listen(stream, [X[20000:]])
+    assert [listen(each, [X[20000:]]) for each in copies] == [expected] * 2
+
+
+def test_another_thread_is_refused_meanwhile():
+    stream = TINY.stream()
+    state = stream.snapshot()
+    calls = {
+        "accept_waveform": lambda: stream.accept_waveform(16000, X[:1000]),
+        "input_finished": stream.input_finished,
+        "reset": stream.reset,
+        "snapshot": stream.snapshot,
+        "restore": lambda: stream.restore(state),
+    }
+    take = partial(stream.accept_waveform, 16000)
+    assert refused_meanwhile(take, X[:20000], calls) == set(calls)
+    assert listen(stream, [X[20000:]]) == [TINY.transcribe(16000, X)]
+
+
 def test_what_is_no_snapshot_changes_nothing():
     stream, other = TINY.stream(), TINY.stream(beam_size=4)
-    for each in (stream, other):
+    patient = TINY.stream(search={"max_symbols": 9})
+    for each in (stream, other, patient):
         each.accept_waveform(16000, X[:20000])
     state = stream.snapshot()
     expected = listen(stream, [X[20000:]])
@@ -197,6 +226,7 @@ def test_what_is_no_snapshot_changes_nothing():
         state | {"search.agreed": np.array([[99, 0]])},
         state | {"search.said": state["search.said"][:, 1:]},
         other.snapshot(),
+        patient.snapshot(),
         state | {"features.samples": np.array(["x"])},
         state | {"counts": np.array(["x", "y"])},
         state | {"counts": np.array([20000, 16000, 0])},
@@ -224,8 +254,13 @@ def test_reset_forgets():
 @pytest.mark.parametrize(
     ("rate", "samples", "error", "message"),
     [
-        (16000, [0.0, 0.1], TypeError, "`samples` must be a NumPy array, got a list"),
-        (16000, np.zeros(9, np.int32), TypeError, "got an array of int32; pass float .* or int16"),
+        (16000, [0.0, 0.1], TypeError, "`samples` must be an array of.*got a list; pass `np"),
+        (
+            16000,
+            np.zeros(9, np.int32),
+            TypeError,
+            "floats .* or of int16, got .* int32$",
+        ),
         (16000, np.zeros(9, np.uint8), TypeError, "got an array of uint8"),
         (16000, np.zeros(9, complex), TypeError, "got an array of complex128"),
         (16000, np.ma.zeros(9), TypeError, "got a MaskedArray"),
@@ -237,8 +272,8 @@ def test_reset_forgets():
         (1, X, ValueError, "`sample_rate` must be from 1000 to 768000, got 1"),
         (10**9, X, ValueError, "`sample_rate` must be from 1000 to 768000, got 1000000000"),
         (-16000, X, ValueError, "`sample_rate` must be from 1000 to 768000, got -16000"),
-        (16000.0, X, TypeError, "`sample_rate` must be an integer, got 16000.0"),
-        (X, 16000, TypeError, "`samples` must be a NumPy array, got 16000"),
+        (16000.0, X, TypeError, "`sample_rate` must be an integer, got 16000.0$"),
+        (X, 16000, TypeError, "`sample_rate` must be an integer.*; it comes before"),
         (8000, X, ValueError, "`sample_rate` must be 16000 until `input_finished`, got 8000"),
     ],
 )
@@ -387,16 +422,17 @@ STORED = json.loads((ROOT / "weights" / "cards-and-commands.json").read_text(enc
 def test_real_speech_is_heard_as_pytorch_hears_it(name, trained):
     for window_ms, text in STORED[name].items():
         result = trained.transcribe(16000, recording(name), window_ms=int(window_ms))
-        assert result.text.startswith(text)
+        assert result.text == text
 
 
 @pytest.mark.parametrize("beam_size", [1, 5])
 @pytest.mark.parametrize(
     ("name", "cut_ms"),  # the last two lose a word without tail padding
     [
-        ("cards-001.wav", 0),
-        ("cards-003.wav", 0),
+        *((f"cards-00{n}.wav", 0) for n in (1, 2, 3, 4, 5)),
         ("goforward.wav", 0),
+        ("numbers.wav", 0),
+        ("something.wav", 0),
         ("synthetic-1.wav", 60),
         ("synthetic-2.wav", 100),
     ],
@@ -408,7 +444,7 @@ def test_a_recording_that_ends_with_its_last_word_loses_no_word(name, cut_ms, be
     end = np.flatnonzero(loudness > 0.05 * loudness.max())[-1] + 160
     spoken = samples[: end - 16 * cut_ms]
     stream = trained.stream(beam_size=beam_size)
-    for lead in range(0, 10240, 1024):  # the word's end at ten places in a window
+    for lead in range(0, 10240, 1031):  # the word's end at ten places in a window, and in a frame
         cut = np.concatenate([quiet[:lead], spoken])
         uncut = trained.transcribe(
             16000, np.concatenate([cut, quiet]), beam_size=beam_size, tail_padding_ms=0

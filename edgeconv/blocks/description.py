@@ -141,6 +141,11 @@ def options_of(configuration: Mapping[str, Any]) -> tuple[Mapping[str, Any], Map
     return encoder, main
 
 
+def is_causal(configuration: Mapping[str, Any]) -> bool:
+    """Tell whether convolutions see no later frame: if ``dynamic_chunk_training`` is true."""
+    return bool(options_of(configuration)[1].get(CAUSAL, False))
+
+
 def kind_of(state: Mapping[str, Any], prefix: str) -> str:
     """Tell a block's type by the names of its tensors."""
     if f"{prefix}.conv_mod.pointwise_conv1.weight" in state:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import threading
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeconv.arguments import check_shape, described, float32, floats, integer, integers
+from edgeconv.arguments import IN_USE, check_shape, described, float32, floats, integer, integers
 
 Array = NDArray[np.float32]
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Geometry(NamedTuple):
@@ -113,6 +116,34 @@ class Layer:
         return f"{type(self).__name__}({self.input_size}, {self.output_size})"
 
 
+class Turn:
+    """One thread's at a time; in signal handlers, that thread's again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(IN_USE)
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Turn, ()
+
+
+def in_turn(method: Method) -> Method:
+    """Refuse a call of a method while another thread is in one."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._turn:
+            return method(self, *args, **kwargs)
+
+    return call  # type: ignore[return-value]  # it takes and returns what the method does
+
+
 class Stream:
     """
     One signal through a layer; `Layer.stream` opens it.
@@ -133,7 +164,7 @@ class Stream:
     _given = "chunk"  # what `process` takes
 
     def __init__(self, layer: Layer, geometry: Geometry, first: int) -> None:
-        self._layer, self._geometry, self._first = layer, geometry, first
+        self._layer, self._geometry, self._first, self._turn = layer, geometry, first, Turn()
         self._size = geometry.chunk_size if layer.chunked else 1
         self._waiting = np.empty((0, layer.input_size), np.float32)  # for the rest of a chunk
         self._missing, self.frames_in, self.frames_out = first, 0, 0
@@ -149,6 +180,7 @@ class Stream:
         parts: list[int] = [part.memory for part in _parts(self._memory).values()]
         return waiting + sum(parts)
 
+    @in_turn
     def process(self, chunk: NDArray[np.floating[Any]]) -> Array:
         """
         Take any number of frames; return the outputs that are now final.
@@ -176,6 +208,7 @@ class Stream:
         self._waiting = x[done:].copy()
         return self._counted(outputs)
 
+    @in_turn
     def flush(self) -> Array:
         """
         End the signal: return its last outputs, then start anew.
@@ -203,6 +236,7 @@ class Stream:
         self.frames_out += len(y)
         return y
 
+    @in_turn
     def reset(self) -> None:
         """Start a new signal: as if the stream had just been opened."""
         for part in _parts(self._memory).values():
@@ -211,6 +245,7 @@ class Stream:
         self._missing = self._first
         self.frames_in = self.frames_out = 0
 
+    @in_turn
     def snapshot(self) -> dict[str, Any]:
         """Return the stream's state by name, for ``np.savez``; no later call changes it."""
         return {
@@ -219,6 +254,7 @@ class Stream:
             "counts": np.array([self.frames_in, self.frames_out]),
         } | snapshot_of(_parts(self._memory))
 
+    @in_turn
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """
         Go back, or on, to a state: the outputs that follow are those that followed it.

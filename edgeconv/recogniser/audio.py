@@ -189,6 +189,8 @@ def read_audio(file: BinaryIO, name: str, raw_rate: int | None = None) -> Audio:
             first, n_bytes = b"", 0
         blocks = _blocks(file, encoding, first, n_bytes)
         return Audio(name, encoding.sample_rate, blocks, file.close, seconds, raw_rate is not None)
+    if raw_rate is None and not start:
+        raise ValueError(f"{name}: a recording must have samples, found an empty file")
     magic = next(filter(start.startswith, STARTS), b"")
     if raw_rate is None or len(magic) > 2:  # one or two bytes may be samples
         raise ValueError(_refusal(name, STARTS.get(magic, OTHER), raw_rate))

@@ -65,7 +65,8 @@ class Recogniser:
 
     def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
         if EMBED not in state:
-            found = "an encoder alone" if "encoder.embed.conv.0.weight" in state else "none"
+            is_encoder = any(f"{name}".endswith("encoders.norm_blocks.weight") for name in state)
+            found = "an encoder alone" if is_encoder else "none"
             remedy = "give the whole model; `load_encoder` takes an encoder"
             raise CheckpointError(f"a recogniser must have a decoder, {EMBED}", found, remedy)
         self._tokens = Tokens(configuration)

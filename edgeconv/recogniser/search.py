@@ -133,11 +133,18 @@ class Search:
     """
 
     def __init__(self, decoder: Decoder, joint: Joint, options: SearchOptions) -> None:
-        self._decoder, self._joint, self._options = decoder, joint, options
+        self._decoder, self._joint, self.options = decoder, joint, options
         self._start = Prefix(None, BLANK, 0)
         self._start.state = np.zeros(decoder.state_shape, np.float32)
         self._ask([self._start], self._start.state[None])
         self.reset()
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._decoder, self._joint, self.options, self.snapshot()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        Search.__init__(self, *state[:3])
+        self.restore(state[3])
 
     def reset(self) -> None:
         """Start a new signal."""
@@ -180,7 +187,7 @@ class Search:
 
     def _norm(self, score: float, prefix: Prefix) -> float:
         """Return what hypotheses are compared by; ESPnet counts the blank before the first one."""
-        if not self._options.score_norm:
+        if not self.options.score_norm:
             return score
         return score / (1 + len(self._agreed) + len(prefix.path()))
 
@@ -214,7 +221,7 @@ class Search:
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Go to a state."""
-        names, scores = f"{self._options}", state["scores"]
+        names, scores = f"{self.options}", state["scores"]
         frames = integers("state['frames']", state["frames"], 0, 2**62)
         agreed, tokens = (
             integers(f"state['{name}']", state[name], 0, 2**62) for name in ("agreed", "tokens")
@@ -224,7 +231,7 @@ class Search:
         check_shape("state['agreed']", agreed, ("n", 2), names)
         check_shape("state['tokens']", tokens, (int(lengths.sum()), 2), names)
         check_shape("state['scores']", scores, (len(lengths),), names)
-        integers("len(state['scores'])", len(scores), 1, self._options.beam_size)
+        integers("len(state['scores'])", len(scores), 1, self.options.beam_size)
         n_tokens = self._decoder.n_tokens
         integers("state['tokens']", [*agreed[:, 0], *tokens[:, 0]], 0, n_tokens - 1)
         root, hypotheses, rest = Prefix(None, BLANK, 0), [], iter(tokens.tolist())
@@ -264,7 +271,7 @@ class Greedy(Search):
                 prefix = prefix.extended(token, self.frame + t)
                 self._ask([prefix])
                 n_symbols += 1
-                if n_symbols == self._options.max_symbols:
+                if n_symbols == self.options.max_symbols:
                     t, n_symbols = t + 1, 0
         self._hypotheses = [(score, prefix)]
 
@@ -283,7 +290,7 @@ class AdaptiveExpansion(Search):
 
     def _heard(self, heard: Array, frame: int) -> list[tuple[float, Prefix]]:
         """Return the hypotheses after one frame."""
-        options, hypotheses = self._options, self._hypotheses
+        options, hypotheses = self.options, self._hypotheses
         ended: dict[Prefix, float] = {}
         for _ in range(options.nstep):
             grown = []
@@ -309,7 +316,7 @@ class AdaptiveExpansion(Search):
 
     def _expansions(self, scores: NDArray[np.float64]) -> list[tuple[int, float]]:
         """Return the best tokens that are good enough, best first, with their scores."""
-        options = self._options
+        options = self.options
         tokens = np.flatnonzero(scores >= scores.max() - options.expansion_gamma)
         order = np.argsort(-scores[tokens], kind="stable")
         tokens = tokens[order[: options.beam_size + options.expansion_beta]]

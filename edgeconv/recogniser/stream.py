@@ -9,9 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeconv.arguments import as_float32, check_shape, described, integers, is_array, is_integer
+from edgeconv.arguments import (
+    as_float32,
+    check_shape,
+    described,
+    integers,
+    is_array,
+    is_integer,
+    remedy,
+)
 from edgeconv.encoder import EncoderStream
-from edgeconv.layers.layer import Array, restore_all, snapshot_of
+from edgeconv.layers.layer import Array, Turn, in_turn, restore_all, snapshot_of
 from edgeconv.recogniser.audio import LOUDEST, RATES
 from edgeconv.recogniser.endpoint import EndpointRules
 from edgeconv.recogniser.features import Features, FeatureStream
@@ -116,6 +124,7 @@ class RecogniserStream:
         self._latency = (self._window + around) / self._rate
         self._samples = self._given_rate = 0
         self._resampler: Any = None
+        self._turn = Turn()
         self._latest = self._transcript.result(self._search, is_final=False)
 
     @property
@@ -128,6 +137,7 @@ class RecogniserStream:
         """Encoder frames heard since the start of the signal."""
         return self._search.frame
 
+    @in_turn
     def accept_waveform(self, sample_rate: int, samples: NDArray[Any]) -> Result:
         """
         Take any number of samples; return what was said so far.
@@ -150,8 +160,8 @@ class RecogniserStream:
         TypeError, ValueError
             If an argument is not as described. The stream is then as before the call.
         """
-        x: Array = checked_samples(samples)
         rate = checked_rate(sample_rate)
+        x: Array = checked_samples(samples)
         if self._given_rate not in (0, rate):
             raise ValueError(
                 f"`sample_rate` must be {self._given_rate} until `input_finished`, got {rate}"
@@ -164,6 +174,7 @@ class RecogniserStream:
         ended = self._listen(x)
         return joined(ended) if ended else self._latest
 
+    @in_turn
     def input_finished(self) -> Result:
         """
         End the signal: hear what is left and some silence; then start anew.
@@ -214,6 +225,7 @@ class RecogniserStream:
         last = seconds(said[-1][1] + 1 - start) if said else None
         return self._rules.is_met(seconds(search.frame - start), last)
 
+    @in_turn
     def reset(self) -> None:
         """Start a new signal: as if the stream had just been opened."""
         for part in (self._features, self._encoder, self._search):
@@ -221,6 +233,7 @@ class RecogniserStream:
         self._samples, self._given_rate, self._resampler = 0, 0, None
         self._latest = self._transcript.result(self._search, is_final=False)
 
+    @in_turn
     def snapshot(self) -> dict[str, Any]:
         """
         Return the stream's state by name, for ``np.savez``; no later call changes it.
@@ -238,11 +251,15 @@ class RecogniserStream:
         return self._state()
 
     def _state(self) -> dict[str, Any]:
-        return {"counts": np.array([self._samples, self._given_rate])} | snapshot_of(self._parts)
+        counts = np.array([self._samples, self._given_rate])
+        return {"options": np.array(self._options), "counts": counts} | snapshot_of(self._parts)
 
+    @in_turn
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """
-        Go back, or on, to a state from `snapshot` of a stream of the same recogniser and options.
+        Go back, or on, to a state from `snapshot`, of a stream of this model with these options.
+
+        That it is of another model is noticed if something has another size.
 
         Raises
         ------
@@ -254,6 +271,8 @@ class RecogniserStream:
         for name in self._state():
             if name not in state:
                 raise ValueError(f"`state` must have {name}, got {sorted(state)[:3]}, ...")
+        if str(state["options"]) != self._options:
+            raise ValueError(f"`state` must be of {self._options}, got {state['options']}")
         counts = integers("state['counts']", state["counts"], 0, 2**62)
         check_shape("state['counts']", counts, (2,), self)
         if counts[1] not in (0, self._rate):
@@ -262,6 +281,10 @@ class RecogniserStream:
         self._samples, self._given_rate = counts.tolist()
         self._resampler = None
         self._latest = self._transcript.result(self._search, is_final=False)
+
+    @property
+    def _options(self) -> str:
+        return f"windows of {self._window} samples, {self._search.options}, {self._rules}"
 
     @property
     def _parts(self) -> dict[str, Any]:
@@ -275,26 +298,28 @@ def checked_samples(samples: Any) -> Array:
     """Return samples as float32 in [-1, 1], or raise what is wrong with them."""
     is_samples = is_array(samples) and (samples.dtype.kind == "f" or samples.dtype == np.int16)
     if not is_samples:
-        remedy = "; pass float samples in [-1, 1], or int16"
-        raise TypeError(f"`samples` must be a NumPy array, got {described(samples)}{remedy}")
+        wanted = "an array of floats in [-1, 1], or of int16"
+        is_integral = is_array(samples) and samples.dtype.kind in "iu"
+        rest = "" if is_integral else remedy("samples", samples)
+        raise TypeError(f"`samples` must be {wanted}, got {described(samples)}{rest}")
     if samples.ndim != 1:
-        remedy = "pass one channel, such as `samples[:, 0]`"
-        raise ValueError(f"`samples` must have shape (n,), got {samples.shape}; {remedy}")
+        one = "pass one channel, such as `samples[:, 0]`"
+        raise ValueError(f"`samples` must have shape (n,), got {samples.shape}; {one}")
     if samples.dtype == np.int16:
         return as_float32(samples) / np.float32(32768)
     x = as_float32(samples)
     loudest = np.abs(x).max(initial=0)
     if not loudest <= LOUDEST:  # NaN is not
-        remedy = "if they are integers, pass int16 or divide by 32768"
-        raise ValueError(f"`samples` must be finite and in [-1, 1], got up to {loudest}; {remedy}")
+        divide = "if they are integers, pass int16 or divide by 32768"
+        raise ValueError(f"`samples` must be finite and in [-1, 1], got up to {loudest}; {divide}")
     return x
 
 
 def checked_rate(sample_rate: object) -> int:
     """Return a sample rate, or raise what is wrong with it."""
     if not is_integer(sample_rate):
-        got = f"{described(sample_rate)}; it comes before the samples"
-        raise TypeError(f"`sample_rate` must be an integer, got {got}")
+        order = "; it comes before the samples" * is_array(sample_rate)
+        raise TypeError(f"`sample_rate` must be an integer, got {described(sample_rate)}{order}")
     low, high = RATES
     if not low <= sample_rate <= high:
         raise ValueError(f"`sample_rate` must be from {low} to {high}, got {sample_rate}")
