@@ -168,7 +168,7 @@ def with_format(**fields):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "found something else; .* raw 16-bit samples"),
+        (b"", "must have samples, found an empty file"),
         (b"fLaC\0\0\0\x22", "found FLAC; convert it: ffmpeg -i '?.*it.wav'? .* it.16k.wav"),
         (b"OggS\0\2", "found Ogg; convert it"),
         (b"ID3\4\0", "found MP3; convert it"),

@@ -221,7 +221,7 @@ def test_a_model_that_is_not_causal_takes_files_only(run, tmp_path, sounds):
     status, _, errors = run("-", "--config", config, model=model, stdin=raw(sounds[0]))
     assert status == 1
     assert "dynamic_chunk_training" in errors
-    assert "record a WAV file" in errors
+    assert "transcribe a WAV file" in errors
 
 
 def on_a_terminal(arguments, stdin=None, until=None, **environment):
