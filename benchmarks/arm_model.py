@@ -48,10 +48,10 @@ def convolution(tile):
 def product(tile, weights):
     """Return a function that is a tile of a dense layer, and its types."""
 
-    def sums(y, start, w, x, count, ahead, like):
-        tile(y, start, w, x, count, ahead, like)
+    def sums(y, start, w, x, count, like):
+        tile(y, start, w, x, count, like)
 
-    return sums, (*(types.UniTuple(int64, n) for n in (2, 2, 3, 3, 2, 2)), weights[:])
+    return sums, (*(types.UniTuple(int64, n) for n in (2, 2, 5, 3, 2)), weights[:])
 
 
 TILES = {  # with the share of the limit that is wanted; one frame alone waits for its loads

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "default",
-    max_examples=50,
+    max_examples=30,
     deadline=None,  # the first calls compile
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -54,37 +54,36 @@ def address_of(array):
 
 
 @compiled
-def multiply(y, n, start, w, x, count, ahead, like):
-    """Write the products of `n` rows with one block; operands as in `make_product`, but for ahead.
+def multiply(y, n, start, w, x, count, like):
+    """Write the products of `n` rows with one block; operands as in `make_product`, but one.
 
-    That is where what comes next lies, and its size. Each tile has a part of it fetched: asked for
-    at once by the first one, weights of a whole model made products of 16 rows half as fast.
+    The last of `w` is the size of what comes next. Each tile has a part of it fetched: asked for at
+    once by the first one, weights of a whole model made products of 16 rows half as fast.
     """
     tiles = -(-n // MOST)
-    # Of what comes next, for each product of a tile.
-    step = -(-ahead[1] // max(1, tiles * count[0] * count[1]))
+    step = -(-w[4] // max(1, tiles * count[0] * count[1]))  # of that, for each k of a tile
     done = 0
     for tile in range(tiles, 0, -1):
         rows = -(-(n - done) // tile)  # as equal as can be: the smaller a tile, the slower
         out, place = (y[0] + done * y[1], y[1]), (x[0] + done * x[1], x[1], x[2])
-        following = ahead[0] + (tiles - tile) * ahead[1] // tiles, step
+        own = w[0], w[1], w[2], w[3] + (tiles - tile) * w[4] // tiles, step
         done += rows
         if MOST == 8 and rows == 8:
-            tile_8(out, start, w, place, count, following, like)
+            tile_8(out, start, own, place, count, like)
         elif MOST == 8 and rows == 7:
-            tile_7(out, start, w, place, count, following, like)
+            tile_7(out, start, own, place, count, like)
         elif rows == 6:
-            tile_6(out, start, w, place, count, following, like)
+            tile_6(out, start, own, place, count, like)
         elif rows == 5:
-            tile_5(out, start, w, place, count, following, like)
+            tile_5(out, start, own, place, count, like)
         elif rows == 4:
-            tile_4(out, start, w, place, count, following, like)
+            tile_4(out, start, own, place, count, like)
         elif rows == 3:
-            tile_3(out, start, w, place, count, following, like)
+            tile_3(out, start, own, place, count, like)
         elif rows == 2:
-            tile_2(out, start, w, place, count, following, like)
+            tile_2(out, start, own, place, count, like)
         else:
-            tile_1(out, start, w, place, count, following, like)
+            tile_1(out, start, own, place, count, like)
 
 
 @compiled
@@ -98,22 +97,21 @@ def _multiply_blocks(x, y, w, count, tap, first, last):
     block = first
     while block < last:
         start = w_start + block * block_size
-        weights = start + to_weights, w_row, block_size
         width = min(BLOCK, n_outputs - block * BLOCK)
         at_once = 4 if n_rows == 1 and block + 4 <= min(last, n_outputs // BLOCK) else 1
+        following = start + at_once * block_size
         share = at_once * block_size // max(1, n_lines)  # of the next blocks, for each line
         for line in range(n_lines):
             rows = address_of(x) + line * line_x, row_x, tap
             out = address_of(y) + line * line_y + block * 4 * BLOCK, row_y
-            ahead = start + at_once * block_size + line * share
             if width < BLOCK:
                 out = address_of(rest), 4 * BLOCK
+            step = share if at_once == 1 else share // max(1, count[0] * count[1])
+            own = start + to_weights, w_row, block_size, following + line * share, step
             if at_once == 4:
-                following = ahead, share // max(1, count[0] * count[1])
-                tile_1_of_4_blocks(out, (start, block_size), weights, rows, count, following, w)
+                tile_1_of_4_blocks(out, (start, block_size), own, rows, count, w)
             else:
-                following = ahead, share
-                multiply(out, n_rows, (start, block_size), weights, rows, count, following, w)
+                multiply(out, n_rows, (start, block_size), own, rows, count, w)
             for i in range(n_rows if width < BLOCK else 0):
                 for j in range(width):
                     y[line, i, block * BLOCK + j] = rest[i, j]

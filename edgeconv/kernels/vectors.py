@@ -165,26 +165,25 @@ def make_product(n_frames, n_blocks=1):
 
     * y: the first output; from a row to the next
     * start: the first block's; from a block to the next
-    * w: the weights of k = 0; from one k to the next, from a block to the next
+    * w: the weights of k = 0; from one k to the next, from a block to the next; what is fetched
+      meanwhile at k = 0, as it comes next; of it, from one k to the next
     * x: the first row; from a row to the next, from a tap to the next
     * count: taps; values of k in a tap
-    * ahead: what is fetched meanwhile at k = 0, as it comes next; from one k to the next
 
     `like` is any array of the weights' type, float32 or int8.
     """
-    kinds = [types.UniTuple(int64, n) for n in (2, 2, 3, 3, 2, 2)]
+    kinds = [types.UniTuple(int64, n) for n in (2, 2, 5, 3, 2)]
     n_vectors = BLOCK // LANES
 
     @intrinsic
-    def product(typing, y, start, w, x, count, ahead, like):
+    def product(typing, y, start, w, x, count, like):
         eight_bits = like.dtype == int8
 
         def emit(context, builder, signature, args):
-            operands = (cgutils.unpack_tuple(builder, arg) for arg in args[:-1])
-            (y, y_row), (start, start_block), (w, w_row, w_block), (x, x_row, x_tap), *rest = (
-                operands
+            (y, y_row), (start, start_block), weights_at, (x, x_row, x_tap), count = (
+                cgutils.unpack_tuple(builder, arg) for arg in args[:5]
             )
-            count, (ahead, ahead_k) = rest
+            w, w_row, w_block, ahead, ahead_k = weights_at
 
             def at(address, stride, n):
                 n = n if isinstance(n, ir.Value) else _WORD(n)
