@@ -20,7 +20,6 @@ import collections
 import concurrent.futures
 import multiprocessing
 import time
-from pathlib import Path
 
 import numpy as np
 import report
@@ -28,6 +27,7 @@ import report
 from edgeconv.encoder import Encoder
 from edgeconv.kernels import attention, dense, pointwise, ring
 from edgeconv.layers.parameters import with_8_bits
+from edgeconv.machine import resident
 
 LEFT, SKIPPED = 32, 3  # frames; chunks at the start that are not counted
 MODELS = {"ebranchformer": (12, False), "conformer": (18, True)}
@@ -183,9 +183,8 @@ def endless(encoder, chunk_size=20, n_frames=200_000):
         times.append(time.perf_counter() - start)
         if i in (n // 10, n - 1):
             median = np.median(times[-n // 10 :]) * 1e3
-            resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
             print(f"{stream.frames_in:7,} frames: {median:.2f} ms a chunk, ", end="")
-            print(f"{resident:.1f} MB resident, {stream.memory / 1e6:.2f} MB the stream's")
+            print(f"{resident() / 1e6:.1f} MB resident, {stream.memory / 1e6:.2f} MB the stream's")
 
 
 def main():

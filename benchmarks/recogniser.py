@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import collections
 import itertools
-import os
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ from report import ROOT, verdict
 
 import edgeconv
 from edgeconv.layers.parameters import with_8_bits
+from edgeconv.machine import resident
 from edgeconv.recogniser.audio import open_wav
 
 RATE, BLANK = 16000, 0
@@ -139,18 +139,13 @@ def shares(stream, windows):
     parts = {
         "features": Clock(stream._features, ("process",)),
         "encoder": Clock(stream._encoder, ("process",)),
-        "search": Clock(stream._search, ("advance", "best")),
+        "search": Clock(stream._search, ("advance", "found")),
     }
     for name, clock in parts.items():
         setattr(stream, f"_{name}", clock)
     for window in windows:
         stream.accept_waveform(RATE, window)
     return {name: clock.seconds for name, clock in parts.items()}
-
-
-def resident():
-    """Return the bytes of memory that this process holds."""
-    return os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1])
 
 
 def endless(given):

@@ -210,7 +210,7 @@ def _inspect(options: argparse.Namespace) -> None:
     checkpoint, found, header = weights.opened(options.file)
     configuration, stated = header.configuration, header.modules
     if options.config is not None:
-        configuration = configuration_of(checkpoint, options.config)
+        configuration = configuration_of(checkpoint, header, options.config)
     entries, size, file = checkpoint.entries, checkpoint.size, printable(options.file)
     print(f"{file}: {checkpoint.format}, {len(checkpoint)} tensors, {size / 1e6:.2f} MB\n")
     if options.tensors:

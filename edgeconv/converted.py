@@ -67,10 +67,10 @@ def read_header(checkpoint: Checkpoint) -> Header:
     return header
 
 
-def configuration_of(checkpoint: Checkpoint, config: File | None) -> dict[str, Any]:
+def configuration_of(checkpoint: Checkpoint, header: Header, config: File | None) -> dict[str, Any]:
     """Return the configuration of a model: its own if it is a converted file, else ESPnet's."""
+    own = header.configuration
     with naming(checkpoint.path):
-        own = read_header(checkpoint).configuration
         if own is not None and config is not None:
             raise ValueError("`config` must not be given for a converted model, which has its own")
         if own is None and config is None:
@@ -89,7 +89,9 @@ def built(
 ) -> Model:
     """Make a model of a converted file, or of a checkpoint and its configuration."""
     checkpoint = read_checkpoint(path)
-    configuration = configuration_of(checkpoint, config)
+    with naming(checkpoint.path):
+        header = read_header(checkpoint)
+    configuration = configuration_of(checkpoint, header, config)
     with naming(checkpoint.path):
         return make(checkpoint, configuration)
 

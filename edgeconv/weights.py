@@ -147,7 +147,7 @@ def _copy_model(
 ) -> Written:
     """Copy a whole model to a converted file."""
     checkpoint = file.checkpoint
-    configuration = decisive(configuration_of(checkpoint, config))
+    configuration = decisive(configuration_of(checkpoint, file.header, config))
     with naming(checkpoint.path):
         if any(name.endswith(f".{SCALE}") for name in checkpoint):
             remedy = "convert the file that this one was made from"

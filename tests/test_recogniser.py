@@ -5,7 +5,6 @@ import itertools
 import json
 import pathlib
 import pickle
-import threading
 import wave
 from functools import partial
 
@@ -15,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import refused_meanwhile
+from processes import in_threads
 from recogniser_states import KINDS, WORDS, recogniser, speech
 
 import edgeconv
@@ -358,11 +358,7 @@ def test_many_threads_share_a_recogniser():
         stream = TINY.stream(beam_size=3)
         (found[seed],) = listen(stream, np.split(speech(30000, seed), range(0, 30000, 1000)))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(*(partial(work, seed) for seed in range(6)))
     assert found == expected
 
 
