@@ -107,8 +107,12 @@ class Stream:
         counts : ndarray, int64, (B,)
             Only with `lengths`: how many outputs each row has.
         """
-        if lengths is None and out is not None and self._try(self._process, chunk, out) >= 0:
-            return out
+        if lengths is None:
+            y = out
+            if out is None and type(chunk) is ndarray and not self.latency:
+                y = np.empty(chunk.shape, np.float32)
+            if self._try(self._process, chunk, y) >= 0:
+                return y
         x = float32("chunk", chunk, (*self._leading, "T", self._conv.channels), self)
         n_frames, valid = x.shape[-2], ALL_FRAMES
         if lengths is not None:
