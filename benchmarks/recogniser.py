@@ -3,6 +3,7 @@ Time of recognition from samples to text: ESPnet's `Speech2Text`, and this libra
 
     python benchmarks/recogniser.py [--window 640] [--seconds 20] [--smoke]
     python benchmarks/recogniser.py --endless [--hours 2] [--no-endpoint]
+    python benchmarks/recogniser.py --last-word [--window 640] [--smoke]
 
 Twelve E-Branchformer blocks of 256, an LSTM, 500 tokens, random weights that say some four tokens a
 second; float32 and 8-bit weights; greedy search (ESPnet: `maes` with a beam of 1) and a beam of
@@ -13,6 +14,10 @@ ESPnet and what `Speech2Text` imports.
 With `--endless` the shipped model hears the shipped recordings again and again, with a pause
 after each, in which an utterance ends; memory, and the median time of a window in the last minute
 beside that of a stream that is new each minute, in turn. This needs neither.
+
+Nor does `--last-word`. Each shipped recording begins at 20 places of a window, and ends with its
+last word: where the sound was last within 20 dB of its loudest, or a little earlier. How many lose
+or change a word of the whole recording, for each length of silence that follows?
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from report import ROOT, verdict
+from report import ROOT, print_table, verdict
 
 import edgeconv
 from edgeconv.layers.parameters import with_8_bits
@@ -37,6 +42,7 @@ from edgeconv.recogniser.audio import open_wav
 RATE, BLANK = 16000, 0
 PAUSE = 1.5  # seconds, longer than what ends an utterance
 GROWTH, SLOWER = 1e6, 1.1  # bytes by which an endless stream may grow, times as slow
+TAILS, EARLIER, PLACES = (0, 40, 80, 160, 640), (0, 20, 40), 20  # ms, ms, in a window
 
 
 def build(folder, n_blocks):
@@ -183,20 +189,49 @@ def endless(given):
     )
 
 
+def last_word(given):
+    """Print how many recordings that end with their last word lose or change a word."""
+    recogniser = edgeconv.load_recogniser(ROOT / "weights" / "cards-and-commands.npz")
+    streams = {tail: recogniser.stream(given.window, tail_padding_ms=tail) for tail in TAILS}
+
+    def heard(samples, tail):
+        streams[tail].accept_waveform(RATE, samples)
+        return streams[tail].input_finished().tokens
+
+    paths = sorted((ROOT / "weights" / "recordings").glob("*.wav"))[: 1 if given.smoke else None]
+    before = range(0, given.window, max(1, given.window // (1 if given.smoke else PLACES)))
+    lost, n_cuts, frame = dict.fromkeys(TAILS, 0), 0, RATE // 100
+    for path, silence in itertools.product(paths, before):
+        samples = np.pad(open_wav(path).samples(), (silence * RATE // 1000, 0))
+        said = heard(samples, max(TAILS))
+        frames = samples[: len(samples) // frame * frame].reshape(-1, frame)
+        power = np.mean(frames**2, axis=1)
+        end = frame * (1 + np.flatnonzero(power >= 0.01 * power.max())[-1])
+        for earlier in EARLIER:
+            cut = samples[: end - earlier * RATE // 1000]
+            n_cuts += 1
+            for tail in TAILS:
+                lost[tail] += heard(cut, tail) != said
+    print_table(["ms of silence", f"of {n_cuts} lose or change a word"], lost.items())
+
+
 def main():
-    """Print two tables, or what becomes of an endless stream."""
+    """Print two tables, what becomes of an endless stream, or of last words."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--window", type=int, default=640, help="milliseconds")
     parser.add_argument("--seconds", type=float, default=20, help="of audio")
     parser.add_argument("--smoke", action="store_true", help="a small model, 5 s: does it run?")
     parser.add_argument("--endless", action="store_true", help="a stream that goes on and on")
+    parser.add_argument("--last-word", action="store_true", help="recordings that end with it")
     parser.add_argument("--hours", type=float, default=2, help="of an endless stream")
     parser.add_argument("--endpoint", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args()
     if given.endless:
         endless(given)
-    else:
+    elif not given.last_word:
         compare(given)
+    if given.last_word or given.smoke:
+        last_word(given)
 
 
 def compare(given):

@@ -8,10 +8,13 @@ its process to its first output: with an empty cache, with a filled one, and for
 only imports Numba and calls one cached empty function. Beside it are the memory of the process, and
 the bytes that one more stream takes. An encoder of 12 E-Branchformer blocks is loaded from a
 converted file, after the small one that is shipped: what Numba takes by itself is not in the
-seconds and memory of loading. `--before` names a directory with another version.
+seconds and memory of loading. The recogniser is the model that ships, with one of its recordings;
+below are the disk that its dependencies take as they are installed here, and Numba's cache of all
+that it compiled. A MB is a million bytes. `--before` names a directory with another version.
 """
 
 import contextlib
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -27,9 +30,10 @@ import edgeconv
 
 C, K = report.SIZES[0]
 OURS, BEFORE, ENCODER, COLD = "edgeconv", "before", "an encoder", ", empty cache"
+RECOGNISER = "a recogniser"
 NUMBA = "Numba, empty function"
 ROUNDS, COLD_ROUNDS = 7, 3
-SHIPPED = str(report.ROOT / "weights" / "espnet-streaming-encoder")
+WEIGHTS = str(report.ROOT / "weights")
 TARGETS = (  # times as much as the other version
     (COLD, 0, "seconds, empty cache", 0.5),
     ("", 0, "seconds, filled cache", 1.05),
@@ -55,16 +59,24 @@ LOAD = """
     import time
     import numpy as np
     from edgeconv import load_encoder
-    load_encoder(SHIPPED + ".pth", SHIPPED + ".yaml").stream()
-    before = int(open("/proc/self/statm").read().split()[1]) / 256
+    small = WEIGHTS + "/espnet-streaming-encoder"
+    load_encoder(small + ".pth", small + ".yaml").stream()
+    before = int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
     start = time.perf_counter()
     encoder = load_encoder("encoder.npz")
     seconds = time.perf_counter() - start
     stream = encoder.stream()
     assert len(stream.process(np.zeros((79, 80), np.float32))) == 17
-"""  # Numba and the kernels are there before; MB, of pages of 4 KiB
+"""  # Numba and the kernels are there before; pages have 4 KiB
 LOADED = """
     print(stream.memory, seconds, before)
+"""
+TRANSCRIBE = """
+    from edgeconv import load_recogniser
+    from edgeconv.recogniser.audio import open_wav
+    recogniser = load_recogniser(WEIGHTS + "/cards-and-commands.npz")
+    samples = open_wav(WEIGHTS + "/recordings/cards-003.wav").samples()
+    assert recogniser.transcribe(16_000, samples).text == "seven of clubs"
 """
 PROGRAMS = {
     NUMBA: """
@@ -115,13 +127,13 @@ def prepare(directory, n_blocks):
     config.write_text(json.dumps(configuration))
     edgeconv.convert(directory / "state.npz", directory / "encoder.npz", config=config)
     n_parameters = sum(array.size for array in state.values())
-    return n_parameters, 4 * n_parameters / 2**20
+    return n_parameters, 4 * n_parameters / 1e6
 
 
 def start(program, root, cache):
     """Run a program; return seconds to its output, MB then and at most, and what it says then."""
     parts = program, OUTPUT, {STREAM: MEMORY, LOAD: LOADED}.get(program, "")
-    names = f"SIZE, K, SHIPPED = {C // 2}, {K}, {SHIPPED!r}\n"
+    names = f"SIZE, K, WEIGHTS = {C // 2}, {K}, {WEIGHTS!r}\n"
     text = names + "".join(map(textwrap.dedent, parts))
     # Installed packages have their bytecode, and the libraries may write theirs.
     others = {"NUMBA_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": ""}
@@ -132,7 +144,22 @@ def start(program, root, cache):
         line = process.stdout.readline()
         seconds = time.perf_counter() - begin
         others = [float(number) for number in process.stdout.read().split()]
-    return (seconds, *(int(n) / 1024 for n in line.split()), *others) if line else None
+    return (seconds, *(int(n) * 1024 / 1e6 for n in line.split()), *others) if line else None
+
+
+def megabytes(paths):
+    """Return what files take on a disk."""
+    return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
+
+
+def print_disk(cached):
+    """Print what the dependencies take, with the bytecode that pip writes, and Numba's cache."""
+    sizes = {  # NumPy's files are its own libraries as well
+        name: megabytes(file.locate() for file in importlib.metadata.files(name))
+        for name in ("numpy", "numba", "llvmlite")
+    }
+    each = ", ".join(f"{name} {size:.0f}" for name, size in sizes.items())
+    print(f"\nMB of disk: {sum(sizes.values()):.0f} ({each}); a recogniser's cache {cached:.1f}.")
 
 
 def judge(medians, weights, options):
@@ -162,7 +189,7 @@ def main():
         directory = Path(name)
         n_parameters, weights = prepare(directory, 1 if options.smoke else 12)
         cold = {name: (STREAM, root) for name, root in roots.items()}
-        cold[ENCODER] = LOAD, report.ROOT
+        cold |= {ENCODER: (LOAD, report.ROOT), RECOGNISER: (TRANSCRIBE, report.ROOT)}
         programs = {name: (*program, directory / "warm") for name, program in cold.items()}
         for name, program in PROGRAMS.items():
             programs[name] = program, report.ROOT, directory / "warm"
@@ -170,6 +197,7 @@ def main():
         for i in range(cold_rounds):
             for name, program in cold.items():
                 results[name + COLD].append(start(*program, directory / f"empty-{name}-{i}"))
+        cached = megabytes((directory / f"empty-{RECOGNISER}-0").rglob("*"))
         for i in range(1 + rounds):  # the first one fills the cache
             for name, program in programs.items():
                 if (taken := start(*program)) and i:
@@ -181,7 +209,8 @@ def main():
         for name, (seconds, resident, most, *others) in medians.items()
     ]
     report.print_table(header, rows)
-    print(f"\nThe encoder has {n_parameters / 1e6:.1f} million parameters, {weights:.0f} MB.")
+    print_disk(cached)
+    print(f"The encoder has {n_parameters / 1e6:.1f} million parameters, {weights:.0f} MB.")
     judge(medians, weights, options)
     for state, column, what, target in TARGETS if options.before else ():
         ratio = medians[OURS + state][column] / medians[BEFORE + state][column]
