@@ -1,8 +1,10 @@
 """The code of README and documentation runs, and commands print what is shown."""
 
+import io
 import pathlib
 import re
 import shlex
+import wave
 
 import pytest
 
@@ -11,6 +13,7 @@ from edgeconv.cli import main
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+SOUND_SYSTEM = {"--list-devices", "--microphone"}  # tests/oracle has one
 
 
 def blocks(language, page=README):
@@ -31,12 +34,22 @@ def test_its_python_runs_from_top_to_bottom(page, beside_the_weights):
         exec(source, namespace)
 
 
-def test_its_commands_run_from_top_to_bottom(beside_the_weights):
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
-    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("edgeconv ")]
-    assert [command[1] for command in commands] == ["inspect", "convert", "verify", "transcribe"]
-    for _, *arguments in commands:
-        assert main(arguments) == 0
+def commands(page):
+    """Return what follows `edgeconv` in the lines that begin with it, or with a pipe into it."""
+    lines = [line for block in blocks("sh", page) for line in block.splitlines()]
+    found = [re.search(r"^(?:arecord .* \| )?(?:/opt/listen/bin/)?edgeconv (.*)", x) for x in lines]
+    return [shlex.split(one[1], comments=True) for one in found if one]
+
+
+def test_their_commands_run_from_top_to_bottom(beside_the_weights, monkeypatch):
+    with wave.open("weights/recordings/cards-003.wav") as file:
+        sound = file.readframes(file.getnframes())
+    typed = commands(README) + commands(ROOT / "docs" / "on-a-raspberry-pi.md")
+    names = "inspect convert verify transcribe transcribe doctor transcribe transcribe transcribe"
+    assert [command[0] for command in typed] == names.split()
+    for command in typed:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(sound)))
+        assert SOUND_SYSTEM & set(command) or main(command) == 0
 
 
 def test_the_demo_prints_what_it_shows_but_for_the_numbers(capsys):
@@ -51,5 +64,5 @@ def test_the_demo_prints_what_it_shows_but_for_the_numbers(capsys):
 
 def test_the_first_two_lines_about_virtual_environments_are_the_two_commands():
     lines = [line for line in README.read_text(encoding="utf-8").splitlines() if "venv" in line]
-    commands = ["edgeconv demo", "pytest -n 2"]
-    assert [line.rsplit("bin/", 1)[1] for line in lines[:2]] == commands
+    last = [re.split("&& |bin/", line)[-1] for line in lines]
+    assert last[:2] == ["edgeconv demo", "pytest -n 2"]
