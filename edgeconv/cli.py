@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeconv import __version__, machine, weights
-from edgeconv.blocks.description import is_causal
+from edgeconv.blocks.description import describe
 from edgeconv.blocks.overview import overview
-from edgeconv.checkpoint.error import printable
-from edgeconv.converted import FORMAT, configuration_of
+from edgeconv.checkpoint.error import naming, printable
+from edgeconv.converted import FORMAT, configuration_of, opened
 from edgeconv.demonstration import demo
 from edgeconv.digest import VerificationError
 from edgeconv.recogniser.recogniser import PADDING
@@ -105,8 +105,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.audio, rest = options.audio + rest, []
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if hasattr(options, "microphone") and bool(options.audio) == (options.microphone is not None):
-        parser.error("transcribe takes either AUDIO, which may be -, or --microphone")
     return options
 
 
@@ -178,13 +176,13 @@ def _parser() -> argparse.ArgumentParser:
 
     argument = add(lambda options: demo(options.live), "demo", "transcribe recordings that ship")
     argument("--live", "at the speed at which they were spoken", **flag)
-    summary = "measure the time per frame of convolutions, or all times of a recogniser, here"
+    summary = "measure how fast a recogniser is on this machine, or, without one, convolutions"
     argument = add(_bench, "bench small.npz speech.wav --json", summary)
     argument("model MODEL", "a recogniser (default: convolutions)", nargs="?")
     argument("audio AUDIO", "WAV files (default: some that ship)", nargs="*")
     _add_listening(argument)
     argument("--json", "print it for a program to read", **flag)
-    add(lambda _: machine.doctor(), "doctor", "check that this machine can run convolutions")
+    add(lambda _: machine.doctor(), "doctor", "check that this machine can run models")
     return parser
 
 
@@ -207,10 +205,12 @@ class _ListDevices(argparse.Action):
 
 def _inspect(options: argparse.Namespace) -> None:
     """Print the convolutions in a file, all tensors if wanted, and the next command."""
-    checkpoint, found, header = weights.opened(options.file)
-    configuration, stated = header.configuration, header.modules
+    opened_file = opened(options.file)
+    checkpoint, found, stated, configuration, _ = opened_file
     if options.config is not None:
-        configuration = configuration_of(checkpoint, header, options.config)
+        configuration = configuration_of(opened_file, options.config)
+    with naming(options.file, options.config):
+        known = None if configuration is None else describe(configuration).causal
     entries, size, file = checkpoint.entries, checkpoint.size, printable(options.file)
     print(f"{file}: {checkpoint.format}, {len(checkpoint)} tensors, {size / 1e6:.2f} MB\n")
     if options.tensors:
@@ -227,7 +227,6 @@ def _inspect(options: argparse.Namespace) -> None:
     if lines := [printable(f"{title:<12}{x}") for title, x in overview(shapes, configuration)]:
         print(*lines, sep="\n", end="\n\n")
     rows: list[tuple[object, ...]] = []
-    known = None if configuration is None else is_causal(configuration)
     for prefix, channels, kernel_size in found.values():
         (parent,) = parents_of(checkpoint, prefix)
         dtype = entries[f"{parent}weight"].dtype

@@ -5,9 +5,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from edgeconv.blocks.description import REMEDY
-from edgeconv.checkpoint import CheckpointError
-from edgeconv.checkpoint.error import naming, shown
+from edgeconv.checkpoint.error import misfit, naming
 
 SIZE = 2**20  # bytes; 20,000 tokens take a third
 
@@ -23,17 +21,15 @@ def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
     with naming(path):
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > SIZE:
-            expected = f"a configuration must be a file of up to {SIZE} bytes"
-            raise CheckpointError(expected, "", REMEDY)
+            raise misfit(f"a configuration must be a file of up to {SIZE} bytes", "another")
         try:
             content = Path(path).read_bytes()
             if any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(content, Loader=loader)):
                 raise ValueError("an alias")  # with them a page can stand for terabytes
             configuration = yaml.load(content, Loader=loader)
         except Exception as error:  # PyYAML fails in many ways on what is no YAML
-            text = shown(" ".join(str(error).split()))
-            raise CheckpointError("a configuration must be plain YAML", text, REMEDY) from error
+            found = " ".join(str(error).split())
+            raise misfit("a configuration must be plain YAML", found) from error
         if not isinstance(configuration, dict):
-            found = shown(repr(configuration))
-            raise CheckpointError("a configuration must be a mapping", found, REMEDY)
+            raise misfit("a configuration must be a mapping", configuration)
         return configuration

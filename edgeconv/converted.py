@@ -14,12 +14,11 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from edgeconv.arguments import is_integer
-from edgeconv.blocks.description import describe
+from edgeconv.arguments import described, is_integer
 from edgeconv.checkpoint import Checkpoint, CheckpointError, read_checkpoint
-from edgeconv.checkpoint.error import damaged, naming, shown
+from edgeconv.checkpoint.error import ConfigurationError, damaged, naming, shown
 from edgeconv.configuration import read_configuration
-from edgeconv.state_dict import find
+from edgeconv.state_dict import Convolution, find
 
 FORMAT, CONVOLUTIONS, MODEL = "edgeconv", 1, 2  # and the versions: what they hold
 # Of ESPnet's configuration, what decides anything about a model that is trained.
@@ -32,28 +31,38 @@ File: TypeAlias = str | os.PathLike[str]
 Model = TypeVar("Model")
 
 
-class Header(NamedTuple):
-    """What a converted file states of its convolutions, by prefix, and of the model."""
+class Opened(NamedTuple):
+    """A checkpoint, its convolutions by prefix, and what a converted file states of its content."""
 
+    checkpoint: Checkpoint
+    found: dict[str, Convolution]
     modules: dict[str, dict[str, Any]]
-    configuration: dict[str, Any] | None = None
-    digests: dict[str, str] = {}  # noqa: RUF012 - it is never written to
+    configuration: dict[str, Any] | None
+    digests: dict[str, str]
 
 
-def read_header(checkpoint: Checkpoint) -> Header:
-    """Return the description in a file, which must fit its arrays; an empty one if it has none."""
-    text = checkpoint.header
+def opened(path: File) -> Opened:
+    """Open a checkpoint; find its convolutions, and what it states of them and of the model."""
+    if isinstance(path, Mapping) or hasattr(path, "state_dict"):
+        remedy = "`DepthwiseConvolution.from_state_dict` takes `model.state_dict()`"
+        raise TypeError(f"`path` must be a str or path-like, got {described(path)}; {remedy}")
+    checkpoint = read_checkpoint(path)
+    with naming(checkpoint.path):
+        found = find(checkpoint)
+        return Opened(checkpoint, found, *_stated(checkpoint.header, found))
+
+
+def _stated(text: str | None, found: Mapping[str, Convolution]) -> tuple[Any, Any, Any]:
+    """Return modules, configuration and digests in a file's description, which must fit it."""
     if text is None:
-        return Header({})
-    version, header, fits = 0, Header({}), False
-    found = find(checkpoint)
+        return {}, None, {}
+    version, modules, configuration, digests, fits = 0, {}, None, {}, False
     with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
         fields = json.loads(text)
         version, modules = fields["version"] * (fields["format"] == FORMAT), fields["modules"]
-        header = Header(modules)
         if version == MODEL:
-            header = Header(modules, dict(fields["configuration"]), dict(fields["digests"]))
-        is_model = version != MODEL or type(header.digests["encoder"]) is str
+            configuration, digests = dict(fields["configuration"]), dict(fields["digests"])
+        is_model = version != MODEL or type(digests["encoder"]) is str
         fits = is_model and {(*conv, bool, str) for conv in found.values()} == {
             (prefix, m["channels"], m["kernel_size"], type(m["causal"]), type(m.get("digest", "")))
             for prefix, m in modules.items()
@@ -64,36 +73,32 @@ def read_header(checkpoint: Checkpoint) -> Header:
     if version not in (CONVOLUTIONS, MODEL) or not fits:
         expected = f"the text {FORMAT!r} must be JSON that describes {shown(list(found))}"
         raise damaged(expected, shown(text))
-    return header
+    return modules, configuration, digests
 
 
-def configuration_of(checkpoint: Checkpoint, header: Header, config: File | None) -> dict[str, Any]:
+def configuration_of(file: Opened, config: File | None) -> dict[str, Any]:
     """Return the configuration of a model: its own if it is a converted file, else ESPnet's."""
-    own = header.configuration
-    with naming(checkpoint.path):
-        if own is not None and config is not None:
+    if config is not None and file.configuration is None:
+        return read_configuration(config)
+    with naming(file.checkpoint.path):
+        if config is not None:
             raise ValueError("`config` must not be given for a converted model, which has its own")
-        if own is None and config is None:
-            remedy = "pass `config`, the config.yaml that ESPnet wrote beside the checkpoint"
-            raise CheckpointError("a model must come with its configuration", "none", remedy)
-    if config is None:
-        return own or {}
-    configuration = read_configuration(config)
-    with naming(config):
-        describe(configuration)
-    return configuration
+        if file.configuration is None:
+            found, remedy = "none", "pass `config`, the config.yaml beside the original checkpoint"
+            if file.modules:
+                found, remedy = "convolutions alone", f"convert the checkpoint again and {remedy}"
+            raise CheckpointError("a model must come with its configuration", found, remedy)
+    return file.configuration
 
 
 def built(
     make: Callable[[Checkpoint, dict[str, Any]], Model], path: File, config: File | None
 ) -> Model:
     """Make a model of a converted file, or of a checkpoint and its configuration."""
-    checkpoint = read_checkpoint(path)
-    with naming(checkpoint.path):
-        header = read_header(checkpoint)
-    configuration = configuration_of(checkpoint, header, config)
-    with naming(checkpoint.path):
-        return make(checkpoint, configuration)
+    file = opened(path)
+    configuration = configuration_of(file, config)
+    with naming(file.checkpoint.path, config):
+        return make(file.checkpoint, configuration)
 
 
 def decisive(configuration: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,7 +110,7 @@ def decisive(configuration: Mapping[str, Any]) -> dict[str, Any]:
         json.dumps(kept, allow_nan=False)
     except (TypeError, ValueError) as error:  # dates, sets and bytes, which YAML knows as well
         expected = "a configuration must be of texts, numbers, Booleans, lists and mappings"
-        raise CheckpointError(expected, str(error)) from None
+        raise ConfigurationError(expected, str(error)) from None
     return kept
 
 

@@ -25,6 +25,7 @@ from edgeconv.recogniser.microphone import NO_DEVICE, devices, open_microphone
 from edgeconv.terminal import CommandError, compiling, table
 
 STDIN = "-"
+EITHER = "after MODEL must come either AUDIO, which may be -, or --microphone"
 SILENT = "no samples came; if a program records them, see what it says"
 TYPED = "standard input is a terminal; pipe samples into it: arecord -f S16_LE -r {} -c 1 -t raw |"
 WHOLE = "the model is not causal and hears a file at once; leave out window, left context, threads "
@@ -39,6 +40,8 @@ def transcribe(options: argparse.Namespace) -> None:
     """Run the command."""
     if is_wav(options.model):
         raise CommandError(SWAPPED.format(options.model, shlex.quote(options.model)))
+    if bool(options.audio) == (options.microphone is not None):
+        raise CommandError(EITHER)
     files = [path for path in options.audio if path != STDIN]
     for path in files:
         if not Path(path).is_fifo():  # what is wrong is said before hours of computing

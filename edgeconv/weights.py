@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from edgeconv.arguments import described, is_integer
 from edgeconv.blocks.description import is_causal
-from edgeconv.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from edgeconv.checkpoint import Checkpoint, CheckpointError
 from edgeconv.checkpoint.error import naming, shown
 from edgeconv.configuration import read_configuration
-from edgeconv.converted import File, Header, configuration_of, decisive, read_header, write
+from edgeconv.converted import File, Opened, configuration_of, decisive, opened, write
 from edgeconv.convolution import DepthwiseConvolution
 from edgeconv.digest import digest
 from edgeconv.encoder import Encoder
@@ -23,14 +23,6 @@ WHEN = "pass `causal=True` if it was trained with dynamic_chunk_training, else `
 NONE = "a file must hold a depthwise convolution, a float weight (C, 1, K)"
 # What a transducer computes with; its other tensors served the training.
 PARTS = ("encoder.", "decoder.", "joint_network.", "frontend.", "normalize.")
-
-
-class Opened(NamedTuple):
-    """A checkpoint, its convolutions by prefix, and what a converted one states."""
-
-    checkpoint: Checkpoint
-    found: dict[str, Convolution]
-    header: Header
 
 
 class Written(list[Convolution]):
@@ -131,7 +123,7 @@ def convert(
     if weights not in ("float32", "int8"):
         raise ValueError(f"`weights` must be 'float32' or 'int8', got {weights!r}")
     file = opened(source)
-    is_configured = config is not None or file.header.configuration is not None
+    is_configured = config is not None or file.configuration is not None
     if is_configured and not wanted and not only_convolutions:
         return _copy_model(file, target, causal, config, weights)
     if weights != "float32":
@@ -146,9 +138,9 @@ def _copy_model(
     file: Opened, target: File, causal: bool | None, config: File | None, weights: str
 ) -> Written:
     """Copy a whole model to a converted file."""
-    checkpoint = file.checkpoint
-    configuration = decisive(configuration_of(checkpoint, file.header, config))
-    with naming(checkpoint.path):
+    checkpoint, configuration = file.checkpoint, configuration_of(file, config)
+    with naming(checkpoint.path, config):
+        configuration = decisive(configuration)
         if any(name.endswith(f".{SCALE}") for name in checkpoint):
             remedy = "convert the file that this one was made from"
             raise CheckpointError("a model to convert must have weights of floats", "int8", remedy)
@@ -196,7 +188,7 @@ def verify(
             raise ValueError(f"`prefix` must be None for a module in memory, got {prefix!r}")
         return {"": digest(conv_or_path, seed)}
     file = opened(conv_or_path)
-    stated, configuration = file.header.modules, file.header.configuration
+    stated = file.modules
     if not stated or not all("digest" in fields for fields in stated.values()):
         expected = "a file to verify must record digests of what its modules compute"
         with naming(file.checkpoint.path):
@@ -205,25 +197,15 @@ def verify(
     recorded = {name: stated[name]["digest"] for name in modules}
     for name, conv in modules.items():
         digest(conv, seed, recorded[name])
-    if configuration is not None and prefix is None:
-        recorded |= file.header.digests
+    if file.configuration is not None and prefix is None:
+        recorded |= file.digests
         models: dict[str, Any] = {"encoder": Encoder, "recogniser": Recogniser}
         for name, make in models.items():
             if name in recorded:
                 with naming(file.checkpoint.path):
-                    model = make(file.checkpoint, configuration)
+                    model = make(file.checkpoint, file.configuration)
                 digest(model, seed, recorded[name])
     return recorded
-
-
-def opened(path: File) -> Opened:
-    """Open a checkpoint; find its convolutions, and what it states of them."""
-    if isinstance(path, Mapping) or hasattr(path, "state_dict"):
-        remedy = "`DepthwiseConvolution.from_state_dict` takes `model.state_dict()`"
-        raise TypeError(f"`path` must be a str or path-like, got {described(path)}; {remedy}")
-    checkpoint = read_checkpoint(path)
-    with naming(checkpoint.path):
-        return Opened(checkpoint, find(checkpoint), read_header(checkpoint))
 
 
 def select(
@@ -240,7 +222,7 @@ def select(
         for prefix in prefixes or file.found:
             if prefix not in file.found:
                 weight_and_bias(file.checkpoint, prefix)  # raises what is wrong with it
-            stated = file.header.modules.get(prefix, {}).get("causal")
+            stated = file.modules.get(prefix, {}).get("causal")
             who = {"`causal`": causal, "the file": stated, "`config`": configured}
             known = _agreed(shown(prefix), who)
             if not prefixes and file.found[prefix].kernel_size % 2 == 0 and not known:

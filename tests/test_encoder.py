@@ -158,7 +158,7 @@ def change(configuration, path, value):
         ("encoder_conf", {"output_size": 256}, "body_conf"),
         ("body_conf", [], "must have 0 blocks"),
         ("body_conf.0.block_type", "conv1d", "'conv1d'"),
-        ("body_conf.0.block_type", "branchformer", "branchformer.*found ebranchformer"),
+        ("body_conf.0.block_type", "branchformer", "branchformer.*found 'ebranchformer'"),
         ("body_conf.0.num_blocks", 3, "must have 4 blocks.*found 2"),
         ("body_conf.0.heads", 3, "heads 3.*found 2"),
         ("body_conf.0.linear_size", 41, "linear_size 41.*found 40"),

@@ -20,6 +20,7 @@ from edgeconv import (
     find_convolutions,
     load_all,
     load_encoder,
+    load_recogniser,
     read_checkpoint,
     verify,
 )
@@ -43,7 +44,8 @@ def model(tmp_path):
     whole["normalize.mean"] = np.arange(20.0)
     whole.linear("ctc_lin", 5, 24)  # of the training
     whole["encoder.steps"] = np.array(7)
-    configuration |= {"token_list": ["<blank>", "ö", "no"], "batch_size": 20, "decoder": "rnn"}
+    configuration |= {"token_list": ["<blank>", "ö", "no"], "token_type": "bpe", "decoder": "rnn"}
+    configuration["batch_size"] = 20
     configuration["normalize_conf"] = {"stats_file": "exp/stats.npz", "norm_vars": True}
     np.savez(tmp_path / "model.npz", **whole)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(configuration))
@@ -109,7 +111,10 @@ def test_convolutions_of_a_model_are_usable_alone(model, target):
     alone = target.with_name("alone.npz")
     for options in ({"prefixes": [found[0].prefix]}, {"only_convolutions": True}):
         convert(target, alone, **options)
-        with pytest.raises(CheckpointError, match=r"alone.npz: .*configuration.*pass `config`"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"alone.npz: .*configuration, found convolutions alone; convert .*`config`",
+        ):
             load_encoder(alone)
 
 
@@ -203,8 +208,16 @@ def test_which_configuration(model, target):
             call(target, config)
     with pytest.raises(CheckpointError, match="weights of floats, found int8; convert the file"):
         convert(target, target.with_name("new.npz"))
-    config.write_text(config.read_text().replace("norm_vars: true", "date: 2024-05-01"))
-    with pytest.raises(CheckpointError, match="must be of texts, numbers"):
+    text = config.read_text()
+    for load_model, old, new, message in (
+        (load_recogniser, "token_type: bpe", "token_type: phn", "token_type must be one of"),
+        (load_encoder, "type: conformer", "type: branchformer", "must be a branchformer"),
+    ):
+        config.write_text(text.replace(old, new))
+        with pytest.raises(CheckpointError, match=f"^{config}: .*{message}"):  # not the checkpoint
+            load_model(path, config)
+    config.write_text(text.replace("norm_vars: true", "date: 2024-05-01"))
+    with pytest.raises(CheckpointError, match=f"^{config}: .*must be of texts, numbers"):
         convert(path, target, config=config)
 
 

@@ -366,7 +366,10 @@ def test_many_threads_share_a_recogniser():
     ("change", "message"),
     [
         ({"token_list": None}, "token_list must be a list"),
-        ({"token_list": WORDS[:-1]}, "decoder.embed.weight must have 12 rows.*found 13"),
+        (
+            {"token_list": WORDS[:-1]},
+            "token_list must have 13 tokens, the rows of decoder.*found 12",
+        ),
         ({"token_type": "phn"}, "token_type must be one of bpe, char, word: .*found 'phn'"),
         ({"decoder": "mega"}, "decoder must be one of rnn, stateless"),
         ({"decoder.embed.weight": None}, "must have a decoder.*found an encoder alone"),

@@ -144,8 +144,6 @@ def test_endpoints_end_lines_of_what_is_live(run, sounds, texts):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "either AUDIO, which may be -, or --microphone"),
-        (["a.wav", "--microphone"], "either AUDIO, which may be -, or --microphone"),
         (["a.wav", "--beam", "4", "b.wav", "--weird"], "unrecognized arguments: .*--weird"),
         (["a.wav", "--window-ms", "x"], "invalid float value: 'x'"),
     ],
@@ -162,7 +160,7 @@ def test_a_microphone_takes_no_model(capsys):
     assert "edgeconv transcribe 'a model.pth' --microphone" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[MODEL], [FILES[1]], ["-"], ["--microphone"]])
+@pytest.mark.parametrize("arguments", [[], [MODEL], [FILES[1]], ["-"], ["--microphone"]])
 def test_a_recording_where_the_model_should_be(arguments, run):
     status, output, errors = run(*arguments, model=FILES[0])
     assert (status, output, errors.count("\n")) == (1, "", 1)
@@ -180,6 +178,8 @@ def test_a_recording_where_the_model_should_be(arguments, run):
         (["-"], "standard input: no samples came; if a program records them, see what it says"),
         (["nan.wav"], "nan.wav: its floats must be within -1 to 1; save it as 16-bit PCM"),
         (["-", "-"], "- must be given once"),
+        ([], "MODEL must come either AUDIO, which may be -, or --microphone"),
+        (["a.wav", "--microphone"], "MODEL must come either AUDIO, which may be -, or --micr"),
         ([FILES[0], "--window-ms", "1"], "--window-ms must be at least"),
         ([FILES[0], "--beam", "0"], "--beam must be from 1"),
         ([FILES[0], "--threads", "0"], "--threads must be from 1"),

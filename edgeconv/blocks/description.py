@@ -10,13 +10,17 @@ from edgeconv.blocks.block import Block, BlockOptions
 from edgeconv.blocks.branchformer import Branchformer
 from edgeconv.blocks.conformer import Conformer
 from edgeconv.blocks.ebranchformer import EBranchformer
-from edgeconv.checkpoint import CheckpointError
-from edgeconv.checkpoint.error import check_choice, shown
+from edgeconv.checkpoint.error import (
+    CONFIGURATION,
+    ConfigurationError,
+    check_choice,
+    misfit,
+    shown,
+)
 from edgeconv.layers import ConvInput
 from edgeconv.layers.activation import ACTIVATIONS, Activation
 from edgeconv.layers.norm import NORMS
 
-REMEDY = "give the config.yaml that ESPnet wrote beside the checkpoint"
 CAUSAL = "dynamic_chunk_training"
 MOST_BLOCKS = 1000
 NUMBERS = ("eps", "partial", "_beta", "_val", "_slope")  # ends of names of numbers
@@ -47,7 +51,7 @@ class Description(NamedTuple):
         found = {match[1] for match in map(name.match, map(str, state)) if match}
         if len(found) != len(self.blocks):
             expected = f"{prefix} must have {len(self.blocks)} blocks, as body_conf says"
-            raise CheckpointError(expected, str(len(found)), REMEDY)
+            raise misfit(expected, len(found))
         return [self._block(state, f"{prefix}.{n}", block) for n, block in enumerate(self.blocks)]
 
     def _block(self, state: Mapping[str, Any], prefix: str, block: dict[str, Any]) -> Block:
@@ -61,13 +65,12 @@ class Description(NamedTuple):
         )
         found = kind_of(state, prefix)
         if block["block_type"] != found:
-            expected = f"{prefix} must be a {block['block_type']}, as body_conf says"
-            raise CheckpointError(expected, found, REMEDY)
+            raise misfit(f"{prefix} must be a {block['block_type']}, as body_conf says", found)
         built = BLOCKS[found].from_state_dict(state, prefix, options)
         for name, size in built.sizes.items():
             if block.get(name, size) != size:
                 expected = f"{prefix} must have {name} {shown(block[name])}, as body_conf says"
-                raise CheckpointError(expected, str(size), REMEDY)
+                raise misfit(expected, size)
         return built
 
     def build_input(self, state: Mapping[str, Any], prefix: str) -> ConvInput:
@@ -75,14 +78,14 @@ class Description(NamedTuple):
         is_vgg = f"{prefix}.conv.5.weight" in state
         if bool(self.input.get("vgg_like", is_vgg)) != is_vgg:
             found = "a VGG block" if is_vgg else "none"
-            raise CheckpointError(f"{prefix} must be as vgg_like in input_conf says", found, REMEDY)
+            raise misfit(f"{prefix} must be as vgg_like in input_conf says", found)
         stated, last = self.input.get("conv_size"), f"{prefix}.conv.{7 if is_vgg else 2}"
         sizes = [*stated] if isinstance(stated, list | tuple) else [stated]
         if stated is not None and f"{last}.weight" in state:
             n_channels = len(state[f"{last}.weight"])
             if sizes[-1:] != [n_channels]:
                 expected = f"{last} must have conv_size {shown(repr(stated))}, as input_conf says"
-                raise CheckpointError(expected, str(n_channels), REMEDY)
+                raise misfit(expected, n_channels)
         mels, factor = "frontend.logmel.melmat", self.input.get("subsampling_factor") or 4
         size = self.n_features or (state[mels].shape[1] if mels in state else 80)
         return ConvInput.from_state_dict(state, prefix, input_size=size, subsampling_factor=factor)
@@ -93,20 +96,20 @@ def describe(configuration: Mapping[str, Any]) -> Description:
     encoder, main = options_of(configuration)
     bodies = encoder["body_conf"]
     if not isinstance(bodies, Sequence) or not all(isinstance(b, Mapping) for b in bodies):
-        raise CheckpointError("body_conf must be a list of blocks", shown(repr(bodies)), REMEDY)
+        raise misfit("body_conf must be a list of blocks", bodies)
     if main.get("simplified_att_score"):
-        raise CheckpointError("simplified_att_score must be false: these scores are left out")
+        raise ConfigurationError("simplified_att_score must be false: these scores are left out")
     for name in ("pos_wise_act_type", "conv_mod_act_type"):
         check_choice(name, main.get(name, "swish"), ACTIVATIONS)
     source = {} if encoder.get("input_conf") is None else encoder["input_conf"]
     if not isinstance(source, Mapping):
-        raise CheckpointError("input_conf must be a mapping", shown(repr(source)), REMEDY)
+        raise misfit("input_conf must be a mapping", source)
     factors = (4,) if source.get("vgg_like") is False else (4, 6)
     check_choice("subsampling_factor", source.get("subsampling_factor") or 4, factors)
     for options in (main, *bodies):
         for name, value in options.items():
             if name.endswith(NUMBERS) and not isinstance(value, int | float | None):
-                raise CheckpointError(f"{name} must be a number", shown(repr(value)), REMEDY)
+                raise misfit(f"{name} must be a number", value)
     for name in ("norm_type", "conv_mod_norm_type"):
         check_choice(name, main.get(name, "layer_norm"), NORMS)
     blocks = []
@@ -114,12 +117,11 @@ def describe(configuration: Mapping[str, Any]) -> Description:
         check_choice("block_type", body.get("block_type"), BLOCKS)
         count = body.get("num_blocks") or 1
         if type(count) is not int or not 0 < count <= MOST_BLOCKS:
-            expected = f"num_blocks must be an integer from 1 to {MOST_BLOCKS}"
-            raise CheckpointError(expected, shown(repr(count)), REMEDY)
+            raise misfit(f"num_blocks must be an integer from 1 to {MOST_BLOCKS}", count)
         blocks += [_normalised(body)] * count
     features = configuration.get("input_size") or _n_mels(configuration)
     if features is not None and type(features) is not int:
-        raise CheckpointError("input_size must be an integer", shown(repr(features)), REMEDY)
+        raise misfit("input_size must be an integer", features)
     return Description(source, main, blocks, features)
 
 
@@ -127,17 +129,16 @@ def options_of(configuration: Mapping[str, Any]) -> tuple[Mapping[str, Any], Map
     """Return ``encoder_conf`` and its ``main_conf``, if they are those of a transducer."""
     encoder = configuration.get("encoder_conf", configuration)
     if not isinstance(encoder, Mapping) or "body_conf" not in encoder:
+        expected = "encoder_conf must have body_conf, as that of espnet2.asr_transducer has"
         name = shown(configuration.get("encoder"))
-        raise CheckpointError(
-            "encoder_conf must have body_conf, as that of espnet2.asr_transducer has",
-            f"an encoder of another task, such as espnet2.asr: {name}",
-            f"{REMEDY}; for convolutions alone, leave `config` out and pass `causal=True` or "
-            "`causal=False`",
+        alone = (
+            "for convolutions alone, leave `config` out and pass `causal=True` or `causal=False`"
         )
+        found = f"an encoder of another task, such as espnet2.asr: {name}"
+        raise ConfigurationError(expected, found, f"{CONFIGURATION}; {alone}")
     main = {} if encoder.get("main_conf") is None else encoder["main_conf"]
     if not isinstance(main, Mapping) or not isinstance(main.get(CAUSAL, False), bool):
-        expected = f"main_conf must be a mapping, and {CAUSAL} in it true or false"
-        raise CheckpointError(expected, shown(repr(main)), REMEDY)
+        raise misfit(f"main_conf must be a mapping, and {CAUSAL} in it true or false", main)
     return encoder, main
 
 

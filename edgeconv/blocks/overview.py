@@ -8,8 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgeconv.blocks.description import BLOCKS, CAUSAL, describe, kind_of
-from edgeconv.checkpoint import CheckpointError
+from edgeconv.blocks.description import BLOCKS, CAUSAL, is_causal, kind_of
 from edgeconv.layers.parameters import SCALE
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -78,13 +77,10 @@ def _block(kind: str, tensors: Shapes) -> str:
 
 
 def _streams(configuration: Mapping[str, Any] | None) -> str:
-    """Say whether it can be streamed, or why it cannot be built."""
+    """Say whether it can be streamed."""
     if configuration is None:
         return f"if {CAUSAL} is true in its config.yaml (--config)"
-    try:
-        causal = describe(configuration).causal
-    except CheckpointError as error:
-        return f"no: {error}"
+    causal = is_causal(configuration)
     return f"{'yes' if causal else 'no'}: {CAUSAL} is {str(causal).lower()}"
 
 

@@ -9,6 +9,7 @@ AGAIN = "download or copy it again"
 SAVE = "load it in PyTorch and save `model.state_dict()` with `torch.save`"
 UNPACK = "unpack it, and give the path of the checkpoint inside"
 ORIGINAL = "give the PyTorch checkpoint that it was made from"
+CONFIGURATION = "give the config.yaml that ESPnet wrote beside the checkpoint"
 STARTS: tuple[tuple[bytes | tuple[bytes, ...], str, str], ...] = (
     (b"version https://git-lfs", "a git-lfs pointer", "run `git lfs pull`"),
     (b"\x93NUMPY", "a single array (.npy)", "save weight and bias by name with `numpy.savez`"),
@@ -44,6 +45,10 @@ class CheckpointError(ValueError):
         return f"{where}{expected}{found and f', found {found}'}{remedy and f'; {remedy}'}"
 
 
+class ConfigurationError(CheckpointError):
+    """A configuration that asks for what is left out, or does not fit its checkpoint."""
+
+
 def damaged(expected: str, found: str) -> CheckpointError:
     """Return the error for a file that breaks the rules of its own format."""
     return CheckpointError(expected, found, "the file is damaged: download or export it again")
@@ -60,19 +65,32 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     allowed = [*choices]  # a value may have no hash
     if value not in allowed:
         one_of = "one of " * (len(allowed) > 1) + ", ".join(map(str, allowed))
-        raise CheckpointError(f"{name} must be {one_of}: others are left out", shown(value))
+        raise ConfigurationError(f"{name} must be {one_of}: others are left out", shown(value))
+
+
+def misfit(expected: str, found: object) -> ConfigurationError:
+    """Return the error for a configuration that is none, or is another model's."""
+    text = repr(found) if isinstance(found, list) else found
+    return ConfigurationError(expected, shown(text), CONFIGURATION)
 
 
 @contextlib.contextmanager
-def naming(path: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Let errors raised inside name the file, if they do not yet; so do those of lacking memory."""
+def naming(
+    path: str | os.PathLike[str] | None, config: str | os.PathLike[str] | None = None
+) -> Iterator[None]:
+    """
+    Let errors raised inside name the file, if they do not yet; so do those of lacking memory.
+
+    Those of a configuration name `config`, if it is a file of its own.
+    """
     try:
         yield
     except (CheckpointError, MemoryError, RecursionError) as error:
         if not isinstance(error, CheckpointError):
             expected = "the process must have the memory and the stack to read the file"
             error = CheckpointError(expected, type(error).__name__, "give it more of both")
-        error.path = error.path or path
+        origin = config if isinstance(error, ConfigurationError) else None
+        error.path = error.path or origin or path
         raise error from None
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeconv.arguments import float32, integer
 from edgeconv.checkpoint import CheckpointError
-from edgeconv.checkpoint.error import check_choice, shown
+from edgeconv.checkpoint.error import check_choice, misfit, shown
 from edgeconv.layers.activation import Activation
 from edgeconv.layers.layer import Array
 from edgeconv.layers.parameters import Weights, tensor
@@ -67,7 +67,7 @@ class Features:
         size = int(conf.get("win_length") or self.n_fft)
         if not 0 < size <= self.n_fft or self.hop_length < 1:
             expected = "frontend_conf must have 0 < win_length <= n_fft, and 0 < hop_length"
-            raise CheckpointError(expected, f"{size}, {self.n_fft}, {self.hop_length}")
+            raise misfit(expected, f"{size}, {self.n_fft}, {self.hop_length}")
         mels = tensor(state, MELS, (self.n_fft // 2 + 1, "n_mels"))
         self.n_mels = mels.shape[1]
         self._first = (self.n_fft - size) // 2  # sample of a frame where its window begins
@@ -194,7 +194,7 @@ def _rate(value: object) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(k?)", str(value).strip().lower())
     rate = float(match[1]) * (1000 if match[2] else 1) if match else 0.0
     if not 1 <= rate == int(rate):
-        raise CheckpointError("fs must be a whole number of samples a second", shown(value))
+        raise misfit("fs must be a whole number of samples a second", value)
     return int(rate)
 
 

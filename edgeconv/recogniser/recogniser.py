@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeconv.arguments import described
 from edgeconv.checkpoint import CheckpointError
+from edgeconv.checkpoint.error import misfit
 from edgeconv.converted import built
 from edgeconv.encoder import Encoder
 from edgeconv.recogniser.decoder import EMBED, Decoder
@@ -75,8 +76,8 @@ class Recogniser:
         self._decoder, self._joint = Decoder(state, configuration), Joint(state, configuration)
         n_tokens = len(self._tokens.names)
         if self._decoder.n_tokens != n_tokens:
-            expected = f"{EMBED} must have {n_tokens} rows, one for each of token_list"
-            raise CheckpointError(expected, str(self._decoder.n_tokens))
+            expected = f"token_list must have {self._decoder.n_tokens} tokens, the rows of {EMBED}"
+            raise misfit(expected, n_tokens)
         sizes = self.encoder.output_size, self._decoder.output_size, n_tokens
         if self._joint.sizes != sizes:
             expected = f"the joint network must take encoder, decoder and tokens of {sizes}"

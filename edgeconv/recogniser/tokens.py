@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeconv.checkpoint import CheckpointError
-from edgeconv.checkpoint.error import check_choice, shown
+from edgeconv.checkpoint.error import check_choice, misfit
 
 BLANK = 0
 KINDS = ("bpe", "char", "word")
@@ -18,8 +17,7 @@ class Tokens:
     def __init__(self, configuration: Mapping[str, Any]) -> None:
         tokens = configuration.get("token_list")
         if not isinstance(tokens, Sequence) or isinstance(tokens, str) or not tokens:
-            remedy = "give the config.yaml that ESPnet wrote, which holds all tokens"
-            raise CheckpointError("token_list must be a list of tokens", shown(tokens), remedy)
+            raise misfit("token_list must be a list of tokens", tokens)
         self.kind = configuration.get("token_type", "bpe")
         check_choice("token_type", self.kind, KINDS)
         self.names = tuple(map(str, tokens))
