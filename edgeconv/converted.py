@@ -78,17 +78,17 @@ def _stated(text: str | None, found: Mapping[str, Convolution]) -> tuple[Any, An
 
 def configuration_of(file: Opened, config: File | None) -> dict[str, Any]:
     """Return the configuration of a model: its own if it is a converted file, else ESPnet's."""
-    if config is not None and file.configuration is None:
-        return read_configuration(config)
+    own = file.configuration
     with naming(file.checkpoint.path):
-        if config is not None:
+        if own is not None and config is not None:
             raise ValueError("`config` must not be given for a converted model, which has its own")
-        if file.configuration is None:
-            found, remedy = "none", "pass `config`, the config.yaml beside the original checkpoint"
-            if file.modules:
-                found, remedy = "convolutions alone", f"convert the checkpoint again and {remedy}"
-            raise CheckpointError("a model must come with its configuration", found, remedy)
-    return file.configuration
+        if own is None and file.modules:
+            remedy = "convert the original checkpoint again, with `config`"
+            raise CheckpointError("the file must hold a model", "convolutions alone", remedy)
+        if own is None and config is None:
+            remedy = "pass `config`, the config.yaml that ESPnet wrote beside the checkpoint"
+            raise CheckpointError("a model must come with its configuration", "none", remedy)
+    return read_configuration(config) if config is not None else own or {}
 
 
 def built(
@@ -122,8 +122,6 @@ def write(
 
     A link to another one stays a link, and permissions stay if they can.
     """
-    if not all(name.isprintable() and len(name) <= 1024 for name in arrays):
-        raise ValueError(f"prefixes must be printable and short, got {list(arrays)}")
     version = MODEL if "configuration" in fields else CONVOLUTIONS
     origin = source and {"name": Path(source.path).name, "sha256": source.sha256()}
     header = json.dumps({"format": FORMAT, "version": version, **fields, "source": origin})

@@ -178,13 +178,8 @@ class Printer:
     """
     Prints results and counts seconds.
 
-    Parameters
-    ----------
-    as_json : bool
-        Whether all that is new is a line of JSON; else a final result is a line of text, and a
-        terminal shows what is not final yet.
-    has_names : bool
-        Whether a line begins with the file's name.
+    All that is new is a line of JSON, or a final result is a line of text, which may begin with the
+    file's name, and a terminal shows what is not final yet.
     """
 
     def __init__(self, as_json: bool, has_names: bool) -> None:

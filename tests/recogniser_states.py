@@ -1,5 +1,7 @@
 """A tiny transducer with ESPnet's names, of random numbers that speak."""
 
+from typing import NamedTuple
+
 import numpy as np
 from encoder_states import Numbers
 from encoder_states import encoder as encoder_state
@@ -64,3 +66,18 @@ def speech(n_samples, seed=0):
     syllables = np.repeat(rng.uniform(0, 0.1, n_samples // 1600 + 1) ** 2 * 8, 1600)[:n_samples]
     mixed = np.where(np.arange(n_samples) // 2400 % 2, coloured, noise)
     return np.clip(mixed * syllables, -1, 1).astype(np.float32)
+
+
+class Hypothesis(NamedTuple):
+    """Tokens, the encoder frames where they came, and the logarithm of their probability."""
+
+    tokens: list
+    frames: list
+    score: float
+
+
+def best_of(search):
+    """Return the best hypothesis of a search."""
+    agreed, own, score = search.found()
+    pairs = agreed + own
+    return Hypothesis([token for token, _ in pairs], [frame for _, frame in pairs], score)

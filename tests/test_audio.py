@@ -97,15 +97,6 @@ def test_what_follows_the_samples_is_none_of_them():
     assert np.array_equal(audio.samples(), expected)
 
 
-@pytest.mark.parametrize("bits", [16, "f4"])
-@pytest.mark.parametrize("tag", [b"LIST\4\0\0\0tail", b"id3 \4\0\0\0ID3\4"])
-def test_what_follows_no_samples_is_none_of_them(tag, bits):
-    audio = read_audio(
-        io.BytesIO(header(b"", bits) + tag + np.full(9, np.nan, "<f4").tobytes()), "a"
-    )
-    assert len(audio.samples()) == 0
-
-
 def test_a_file_that_was_cut_short_has_what_is_there():
     data, expected = written(16)
     audio = read_audio(io.BytesIO(header(data)[:-301]), "a")

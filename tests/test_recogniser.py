@@ -5,7 +5,6 @@ import itertools
 import json
 import pathlib
 import pickle
-import wave
 from functools import partial
 
 import numpy as np
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import refused_meanwhile
 from processes import in_threads
-from recogniser_states import KINDS, WORDS, recogniser, speech
+from recogniser_states import WORDS, best_of, recogniser, speech
 
 import edgeconv
 from edgeconv import CheckpointError, Recogniser, load_recogniser
@@ -43,17 +42,6 @@ def said(results):
     tokens = [token for result in results for token in result.tokens]
     times = [time for result in results for time in result.timestamps]
     return tokens, times
-
-
-@pytest.fixture(scope="module")
-def trained():
-    stem = ROOT / "weights" / "cards-and-commands"
-    return load_recogniser(stem.with_suffix(".pth"), stem.with_suffix(".yaml"))
-
-
-def recording(name):
-    with wave.open(str(ROOT / "weights" / "recordings" / name)) as file:
-        return np.frombuffer(file.readframes(file.getnframes()), "<i2")
 
 
 @pytest.mark.parametrize("weights", ["float32", "int8"])
@@ -86,7 +74,7 @@ def test_a_stream_is_what_its_parts_are(n_samples):
     decoder, joint = Decoder(state, configuration), Joint(state, configuration)
     search = Greedy(decoder, joint, SearchOptions())
     search.advance(encoded)
-    best = search.best()
+    best = best_of(search)
     result = TINY.transcribe(16000, X[:n_samples], tail_padding_ms=100)
     assert [WORDS.index(token) for token in result.tokens] == best.tokens
     assert result.score == best.score
@@ -269,9 +257,7 @@ def test_reset_forgets():
         (16000, np.array([0, -np.inf]), ValueError, "got up to inf"),
         (16000, np.array([0, 8021.0]), ValueError, "got up to 8021.0; .*divide by 32768"),
         (0, X, ValueError, "`sample_rate` must be from 1000 to 768000, got 0"),
-        (1, X, ValueError, "`sample_rate` must be from 1000 to 768000, got 1"),
         (10**9, X, ValueError, "`sample_rate` must be from 1000 to 768000, got 1000000000"),
-        (-16000, X, ValueError, "`sample_rate` must be from 1000 to 768000, got -16000"),
         (16000.0, X, TypeError, "`sample_rate` must be an integer, got 16000.0$"),
         (X, 16000, TypeError, "`sample_rate` must be an integer.*; it comes before"),
         (8000, X, ValueError, "`sample_rate` must be 16000 until `input_finished`, got 8000"),
@@ -296,17 +282,12 @@ def test_a_wrong_call_changes_nothing(rate, samples, error, message):
         ({"window_ms": "640"}, TypeError, "`window_ms` must be a number of milliseconds"),
         ({"tail_padding_ms": np.nan}, ValueError, "`tail_padding_ms` must be from 0"),
         ({"left_context": -1}, ValueError, "`left_context` must be from 0"),
-        ({"beam_size": 0}, ValueError, "`beam_size` must be from 1"),
         ({"endpoint": 2.4}, TypeError, "`endpoint` must be None, True or EndpointRules, got 2.4"),
         ({"endpoint": {"rule1": 2}}, ValueError, "`endpoint` must have only silence, .*rule1"),
-        ({"endpoint": {1: 2}}, ValueError, "`endpoint` must have only silence, .*got {1}"),
-        ({"endpoint": [2.4]}, TypeError, "`endpoint` must be None, True or .*, got a list"),
         ({"endpoint": {"silence": None}}, TypeError, "`endpoint` must .* as silence, got None"),
         ({"endpoint": {"length": "20"}}, TypeError, "`endpoint` must .* as length, got '20'"),
         ({"endpoint": EndpointRules(0)}, ValueError, "`endpoint` must have seconds above 0"),
         ({"search": {"search_type": "alsd"}}, ValueError, "`search_type` must be 'maes'"),
-        ({"search": [1]}, TypeError, "`search` must be a mapping of options, got a list"),
-        ({"search": "maes"}, TypeError, "`search` must be a mapping of options, got 'maes'"),
     ],
 )
 def test_options_are_checked(options, error, message):
@@ -412,63 +393,3 @@ def test_a_converted_recogniser_says_the_same(weights, tmp_path):
     np.savez(target, **arrays)
     with pytest.raises(edgeconv.VerificationError, match=r"Recogniser of 13 tokens.*that the file"):
         edgeconv.verify(target)
-
-
-STORED = json.loads((ROOT / "weights" / "cards-and-commands.json").read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("name", STORED)
-def test_real_speech_is_heard_as_pytorch_hears_it(name, trained):
-    for window_ms, text in STORED[name].items():
-        result = trained.transcribe(16000, recording(name), window_ms=int(window_ms))
-        assert result.text == text
-
-
-@pytest.mark.parametrize("beam_size", [1, 5])
-@pytest.mark.parametrize(
-    ("name", "cut_ms"),  # the last two lose a word without tail padding
-    [
-        *((f"cards-00{n}.wav", 0) for n in (1, 2, 3, 4, 5)),
-        ("goforward.wav", 0),
-        ("numbers.wav", 0),
-        ("something.wav", 0),
-        ("synthetic-1.wav", 60),
-        ("synthetic-2.wav", 100),
-    ],
-)
-def test_a_recording_that_ends_with_its_last_word_loses_no_word(name, cut_ms, beam_size, trained):
-    samples, rng = recording(name), np.random.default_rng(0)
-    quiet = rng.normal(0, 3, 20480).astype(np.int16)
-    loudness = np.convolve(np.abs(samples.astype(float)), np.ones(400) / 400, "same")
-    end = np.flatnonzero(loudness > 0.05 * loudness.max())[-1] + 160
-    spoken = samples[: end - 16 * cut_ms]
-    stream = trained.stream(beam_size=beam_size)
-    for lead in range(0, 10240, 1031):  # the word's end at ten places in a window, and in a frame
-        cut = np.concatenate([quiet[:lead], spoken])
-        uncut = trained.transcribe(
-            16000, np.concatenate([cut, quiet]), beam_size=beam_size, tail_padding_ms=0
-        )
-        stream.accept_waveform(16000, cut)
-        assert stream.input_finished().tokens == uncut.tokens
-
-
-def golden():
-    """Return what three tiny recognisers hear in a real recording; a score's bits as text."""
-    heard = {}
-    for kind in KINDS:
-        state, configuration = recogniser(kind)
-        for weights, tensors in (("float32", state), ("int8", with_8_bits(state))):
-            model = Recogniser(tensors, configuration)
-            for beam_size in (1, 4):
-                result = model.transcribe(16000, recording("cards-005.wav"), beam_size=beam_size)
-                heard[f"{kind}, {weights}, beam {beam_size}"] = {
-                    "text": result.text,
-                    "timestamps": " ".join(map(str, result.timestamps)),
-                    "score": result.score.hex(),
-                }
-    return heard
-
-
-def test_text_and_scores_are_those_of_every_other_machine():
-    path = pathlib.Path(__file__).with_name("data") / "recogniser.json"
-    assert golden() == json.loads(path.read_text(encoding="utf-8"))

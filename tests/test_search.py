@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from recogniser_states import KINDS, WORDS, recogniser
+from recogniser_states import KINDS, WORDS, best_of, recogniser
 
 from edgeconv import CheckpointError
 from edgeconv.recogniser.decoder import Decoder
@@ -108,7 +108,7 @@ def maes(asked, frames, beam_size, nstep, gamma, beta):
 def cut(search, frames, *cuts):
     for piece in np.split(frames, cuts):
         search.advance(piece)
-    return search.best()
+    return best_of(search)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -162,7 +162,7 @@ def test_bits_are_the_same_for_every_cut_and_after_a_snapshot(kind, beam_size):
         search.advance(encoded()[:end])
         other.restore(search.snapshot())
         other.advance(encoded()[end:])
-        assert other.best() == expected
+        assert best_of(other) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -170,9 +170,9 @@ def test_what_all_hypotheses_agree_on_is_kept_once(kind):
     search = AdaptiveExpansion(*parts(kind), SearchOptions(4))
     n_agreed = 0
     for frame in encoded():
-        before = search.best().tokens[:n_agreed]
+        before = best_of(search).tokens[:n_agreed]
         search.advance(frame[None])
-        assert search.best().tokens[:n_agreed] == before
+        assert best_of(search).tokens[:n_agreed] == before
         state = search.snapshot()
         starts = np.cumsum(state["lengths"]) - state["lengths"]
         firsts = {tuple(state["tokens"][i]) for i in starts[state["lengths"] > 0]}
@@ -186,7 +186,7 @@ def test_an_utterance_begins_with_the_next_frame():
     search, new = (AdaptiveExpansion(decoder, joint, SearchOptions(4)) for _ in range(2))
     search.advance(encoded(1))
     search.begin()
-    assert search.best() == ([], [], 0.0)
+    assert best_of(search) == ([], [], 0.0)
     best, expected = cut(search, encoded()), cut(new, encoded())
     assert best.tokens == expected.tokens
     assert best.score == expected.score

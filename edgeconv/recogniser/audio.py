@@ -28,77 +28,17 @@ STARTS = {
 }  # fmt: skip
 OTHER = "something else"
 UNKNOWN = 0x7FFF0000  # a data size from here on, or of 0, is that of a program that wrote to a pipe
-TAGS = b"LIST", b"id3 "  # what editors write after the samples, or where there are none
-
-
-class Resampler:
-    """
-    Samples of one rate as those of another, by soxr.
-
-    What comes out is the same for every way of cutting the signal; that it has the same bits on
-    every processor is soxr's to say, not this library's.
-
-    Parameters
-    ----------
-    from_rate, to_rate : int
-        Samples a second.
-
-    Raises
-    ------
-    ImportError
-        If soxr is not installed.
-    """
-
-    def __init__(self, from_rate: int, to_rate: int) -> None:
-        try:
-            import soxr
-        except ImportError as error:
-            raise ImportError(
-                f"samples at {from_rate} Hz must be resampled to {to_rate} Hz, which needs soxr: "
-                "pip install 'edgeconv[audio]'"
-            ) from error
-        self._stream = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32")
-
-    def process(self, samples: Array) -> Array:
-        """Take samples, (n,); return those of the other rate that are now final."""
-        return self._resampled(samples, last=False)
-
-    def flush(self) -> Array:
-        """End the signal: return the last samples; then start anew."""
-        rest = self._resampled(np.empty(0, np.float32), last=True)
-        self._stream.clear()
-        return rest
-
-    def _resampled(self, samples: Array, last: bool) -> Array:
-        resampled: Array = self._stream.resample_chunk(samples, last=last)
-        return resampled
 
 
 class Audio(NamedTuple):
-    """
-    Samples as they come.
+    """Samples as they come: mono, in [-1, 1], in blocks (n,) of a tenth of a second at most."""
 
-    Parameters
-    ----------
-    name : str
-        What messages call it.
-    sample_rate : int
-    blocks : iterator of ndarray, (n,)
-        Mono samples in [-1, 1], a tenth of a second at most.
-    close : callable
-        Ends the recording, or closes the file.
-    seconds : float, optional
-        How long it is, where that is known.
-    is_live : bool
-        Whether it may be recorded while it is read.
-    """
-
-    name: str
+    name: str  # what messages call it
     sample_rate: int
     blocks: Iterator[Array]
-    close: Callable[[], None]
-    seconds: float | None = None
-    is_live: bool = False
+    close: Callable[[], None]  # ends the recording, or closes the file
+    seconds: float | None = None  # how long it is, where that is known
+    is_live: bool = False  # whether it may be recorded while it is read
 
     def samples(self) -> Array:
         """Return all of them, and close."""
@@ -146,16 +86,7 @@ class Encoding(NamedTuple):
 
 
 def open_wav(path: str | os.PathLike[str]) -> Audio:
-    """
-    Open a WAV file: PCM of 8, 16, 24 or 32 bits or floats, any channels, any sample rate.
-
-    Raises
-    ------
-    ValueError
-        If it is none, with the command that makes it one.
-    OSError
-        If it cannot be read.
-    """
+    """Open a WAV file: PCM of 8, 16, 24 or 32 bits or floats, any channels, any sample rate."""
     with contextlib.ExitStack() as on_error:
         file = on_error.enter_context(Path(path).open("rb"))
         audio = read_audio(file, printable(os.fspath(path)))
@@ -167,27 +98,15 @@ def read_audio(file: BinaryIO, name: str, raw_rate: int | None = None) -> Audio:
     """
     Read a WAV as its bytes come, without waiting for more than there are.
 
-    Parameters
-    ----------
-    file : binary file
-    name : str
-    raw_rate : int, optional
-        Samples a second of raw samples, 16 bits, little-endian and mono, if it is no WAV.
-
-    Raises
-    ------
-    ValueError
-        If it is neither, with the command that makes it one.
+    With `raw_rate` it may also be raw samples of that rate, 16 bits, little-endian and mono. If it
+    is neither, a ValueError says with which command it becomes one.
     """
     start = file.read(12)
     if start[:4] in (b"RIFF", b"RF64") and start[8:] == b"WAVE":
         encoding, size = _header(file, name)
         is_known = 0 < size < UNKNOWN
         seconds = size / encoding.frame / encoding.sample_rate if is_known else None
-        first, n_bytes = b"" if size else file.read(4), size if is_known else 2**63
-        if first in TAGS:
-            first, n_bytes = b"", 0
-        blocks = _blocks(file, encoding, first, n_bytes)
+        blocks = _blocks(file, encoding, b"", size if is_known else 2**63)
         return Audio(name, encoding.sample_rate, blocks, file.close, seconds, raw_rate is not None)
     if raw_rate is None and not start:
         raise ValueError(f"{name}: a recording must have samples, found an empty file")
@@ -209,6 +128,23 @@ def _refusal(name: str, found: str, raw_rate: int | None) -> str:
     if found == OTHER:
         remedy = f"`- < {source}` reads raw 16-bit samples; else {remedy}"
     return f"{name}: a WAV of PCM or floats is read here, found {found}; {remedy}"
+
+
+def resampler(from_rate: int, to_rate: int) -> Any:
+    """
+    Return soxr's stream from one rate to another: its ``resample_chunk`` takes samples (n,).
+
+    What comes out is the same for every way of cutting the signal; that it has the same bits on
+    every processor is soxr's to say, not this library's.
+    """
+    try:
+        import soxr
+    except ImportError as error:
+        raise ImportError(
+            f"samples at {from_rate} Hz must be resampled to {to_rate} Hz, which needs soxr: "
+            "pip install 'edgeconv[audio]'"
+        ) from error
+    return soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32")
 
 
 def _header(file: BinaryIO, name: str) -> tuple[Encoding, int]:

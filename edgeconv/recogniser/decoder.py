@@ -19,19 +19,8 @@ class Decoder:
     """
     ESPnet's ``StatelessDecoder`` or ``RNNDecoder``, of LSTM or GRU layers.
 
-    Parameters
-    ----------
-    state : mapping of str to array
-        With ``decoder.embed.weight`` (V, E) and, unless it is stateless,
-        ``decoder.rnn.<layer>.weight_ih_l0`` and so on.
-    configuration : mapping
-        With ``decoder`` and ``decoder_conf``.
-
-    Attributes
-    ----------
-    n_tokens, output_size : int
-    state_shape : tuple of int
-        Of the state after a token: layers; hidden and, for an LSTM, cell; their width.
+    `state` has ``decoder.embed.weight`` (V, E) and, unless it is stateless,
+    ``decoder.rnn.<layer>.weight_ih_l0`` and so on.
     """
 
     def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
@@ -49,22 +38,14 @@ class Decoder:
         for n in range(int(conf.get("num_layers", 1))):
             self._layers.append(_Layer(state, f"decoder.rnn.{n}", self.output_size, rnn_type))
             self.output_size = self._layers[-1].size
+        # Layers; hidden state and, of an LSTM, cell; their width.
         self.state_shape = len(self._layers), 2 if rnn_type == "lstm" else 1, self.output_size
 
     def step(self, tokens: Sequence[int], states: Array) -> tuple[Array, Array]:
         """
-        Take a token for each of n hypotheses.
+        Take a token for each of n hypotheses; return outputs (n, output_size) and new states.
 
-        Parameters
-        ----------
-        tokens : sequence of int, (n,)
-        states : ndarray, float32, (n, *state_shape)
-            Zeros at the start of an utterance, where the token is 0, for blank.
-
-        Returns
-        -------
-        outputs : ndarray, float32, (n, output_size)
-        states : ndarray, float32, (n, *state_shape)
+        States are (n, *state_shape), of zeros at the start of an utterance, where the token is 0.
         """
         x, new = self._embed[np.asarray(tokens, np.int64)], np.empty_like(states)
         for n, layer in enumerate(self._layers):

@@ -36,19 +36,8 @@ class Features:
     Frame t is of the `n_fft` samples around sample ``t * hop_length``; beyond both ends the signal
     is reflected. The Fourier transform is a dense layer, of the window times sines and cosines.
 
-    Parameters
-    ----------
-    state : mapping of str to array
-        With ``frontend.logmel.melmat`` (n_fft // 2 + 1, n_mels), and ``normalize.mean`` and
-        ``normalize.std`` (n_mels,) if the configuration's ``normalize`` is ``global_mvn``.
-    configuration : mapping
-        ESPnet's ``config.yaml`` as plain Python.
-
-    Attributes
-    ----------
-    sample_rate, n_fft, hop_length, n_mels : int
-    by_utterance : bool
-        Whether each utterance is normalised by its own mean, so that none can be streamed.
+    `state` has ``frontend.logmel.melmat`` (n_fft // 2 + 1, n_mels), and ``normalize.mean`` and
+    ``normalize.std`` (n_mels,) if the configuration's ``normalize`` is ``global_mvn``.
     """
 
     def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
@@ -78,6 +67,7 @@ class Features:
         self._log = Activation("log")
         kind, options = configuration.get("normalize"), configuration.get("normalize_conf") or {}
         check_choice("normalize", kind, [None, "global_mvn", "utterance_mvn"])
+        # By its own mean, so that no utterance can be streamed.
         self.by_utterance = kind == "utterance_mvn"
         self._norm_means = bool(options.get("norm_means", True))
         self._norm_vars = bool(options.get("norm_vars", not self.by_utterance))
@@ -115,16 +105,10 @@ class Features:
 
     def _normalised_by_itself(self, features: Array) -> Array:
         """Return features less their mean, and by their deviation if the configuration says so."""
-        total = np.zeros(self.n_mels)
-        for row in features:  # in this order, which NumPy's sum does not promise
-            total += row
-        centred = features - total / max(1, len(features))
-        squares = np.zeros(self.n_mels)
-        for row in centred if self._norm_vars else ():
-            squares += row * row
+        centred = features - _mean(features)
         y = centred if self._norm_means else features.astype(np.float64)
         if self._norm_vars:
-            y /= np.maximum(np.sqrt(squares / max(1, len(features))), 1e-20)
+            y = y / np.maximum(np.sqrt(_mean(centred * centred)), 1e-20)
         return y.astype(np.float32)
 
 
@@ -196,6 +180,11 @@ def _rate(value: object) -> int:
     if not 1 <= rate == int(rate):
         raise misfit("fs must be a whole number of samples a second", value)
     return int(rate)
+
+
+def _mean(rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the mean of rows, added one after the other, as NumPy's own sum is not."""
+    return np.cumsum(rows, axis=0, dtype=np.float64)[-1:] / max(1, len(rows))
 
 
 def _waves(n_fft: int, first: int, size: int) -> NDArray[np.float64]:

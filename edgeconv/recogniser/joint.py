@@ -19,13 +19,6 @@ class Joint:
     ESPnet's ``JointNetwork``: ``lin_out(activation(lin_enc(heard) + lin_dec(said)))``.
 
     The two inner layers take their inputs once, whatever they are combined with later.
-
-    Parameters
-    ----------
-    state : mapping of str to array
-        With ``joint_network.lin_enc``, ``lin_dec`` and ``lin_out``.
-    configuration : mapping
-        With ``joint_network_conf``.
     """
 
     def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:

@@ -30,26 +30,11 @@ def open_microphone(
     device: str | int | None, sample_rate: int, warn: Callable[[str], None]
 ) -> Audio:
     """
-    Start to record.
+    Start to record from a device, by its number or a part of its name; None is the default.
 
-    Parameters
-    ----------
-    device : str, int or None
-        A number or a part of a name in `devices`; None is the system's default.
-    sample_rate : int
-        Samples a second that are wanted. A device that has not got them records at its own rate.
-    warn : callable
-        Is told when samples wait because computation is too slow, and when samples were lost.
-
-    Returns
-    -------
-    Audio
-        Its blocks end with a ValueError if the device disappears.
-
-    Raises
-    ------
-    ImportError, ValueError
-        If there is no sounddevice, no PortAudio or no such device, or if it is busy.
+    One that has not got this sample rate records at its own. `warn` is told when samples wait
+    because computation is too slow, and when some were lost. The blocks end with a ValueError if
+    the device disappears; an ImportError or a ValueError says why it cannot be had.
     """
     sounddevice = _sounddevice()
     if device is None and sounddevice.default.device[0] < 0:

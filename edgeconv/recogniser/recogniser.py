@@ -13,20 +13,19 @@ from edgeconv.checkpoint import CheckpointError
 from edgeconv.checkpoint.error import misfit
 from edgeconv.converted import built
 from edgeconv.encoder import Encoder
+from edgeconv.recogniser.audio import resampler
 from edgeconv.recogniser.decoder import EMBED, Decoder
 from edgeconv.recogniser.endpoint import checked_rules
 from edgeconv.recogniser.features import Features
 from edgeconv.recogniser.joint import Joint
 from edgeconv.recogniser.search import AdaptiveExpansion, Greedy, Search, SearchOptions
 from edgeconv.recogniser.stream import (
-    Parts,
     RecogniserStream,
     Result,
     Transcript,
     checked_rate,
     checked_samples,
     joined,
-    resampler,
 )
 from edgeconv.recogniser.tokens import Tokens
 
@@ -140,15 +139,15 @@ class Recogniser:
         if chunk_size < 1:
             least = 1000 * encoder_frame / self.sample_rate
             raise ValueError(f"`window_ms` must be at least {least}, got {window_ms}")
-        parts = Parts(
+        return RecogniserStream(
             self._features,
             self.encoder.stream(chunk_size, left_context, threads=threads),
             self._search(beam_size, search),
             self._transcript(1),  # the first embedding is dropped
             chunk_size * encoder_frame,
+            _milliseconds("tail_padding_ms", tail_padding_ms, self.sample_rate),
+            checked_rules(endpoint),
         )
-        padding = _milliseconds("tail_padding_ms", tail_padding_ms, self.sample_rate)
-        return RecogniserStream(parts, checked_rules(endpoint), padding)
 
     def transcribe(
         self, sample_rate: int, samples: Any, *, full_context: bool | None = None, **options: Any
@@ -183,8 +182,7 @@ class Recogniser:
         search = self._search(**options)
         x, rate = checked_samples(samples), checked_rate(sample_rate)
         if rate != self.sample_rate:
-            other = resampler(rate, self.sample_rate)
-            x = np.concatenate([other.process(x), other.flush()])
+            x = resampler(rate, self.sample_rate).resample_chunk(x, last=True)
         search.advance(self.encoder(self._features.whole(x)[None])[0])
         return self._transcript(0).result(search, is_final=True)
 

@@ -109,14 +109,6 @@ class Prefix:
         return path[::-1]
 
 
-class Hypothesis(NamedTuple):
-    """Tokens, the encoder frames where they came, and the logarithm of their probability."""
-
-    tokens: list[int]
-    frames: list[int]
-    score: float
-
-
 class Search:
     """
     What was said, up to now, in one utterance.
@@ -170,12 +162,6 @@ class Search:
             self._agreed.append((prefix.token, prefix.frame))
             self._root = prefix
         self._root.parent = None
-
-    def best(self) -> Hypothesis:
-        """Return the best hypothesis."""
-        agreed, own, score = self.found()
-        pairs = agreed + own
-        return Hypothesis([token for token, _ in pairs], [frame for _, frame in pairs], score)
 
     def found(self) -> tuple[list[Said], list[Said], float]:
         """Return what all agree on, one list that grows, what else the best says, and its score."""

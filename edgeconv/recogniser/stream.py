@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from edgeconv.arguments import (
 )
 from edgeconv.encoder import EncoderStream
 from edgeconv.layers.layer import Array, Turn, in_turn, restore_all, snapshot_of
-from edgeconv.recogniser.audio import LOUDEST, RATES
+from edgeconv.recogniser.audio import LOUDEST, RATES, resampler
 from edgeconv.recogniser.endpoint import EndpointRules
 from edgeconv.recogniser.features import Features, FeatureStream
 from edgeconv.recogniser.search import Said, Search
@@ -94,16 +94,6 @@ def joined(results: Sequence[Result]) -> Result:
     )
 
 
-class Parts(NamedTuple):
-    """What a stream listens with."""
-
-    features: Features
-    encoder: EncoderStream
-    search: Search
-    transcript: Transcript
-    window: int  # samples
-
-
 class RecogniserStream:
     """
     One signal through a recogniser; `Recogniser.stream` opens it.
@@ -116,11 +106,20 @@ class RecogniserStream:
     belongs to one thread at a time.
     """
 
-    def __init__(self, parts: Parts, rules: EndpointRules | None, padding: int) -> None:
-        self._features, self._encoder = FeatureStream(parts.features), parts.encoder
-        self._search, self._transcript, self._window = parts.search, parts.transcript, parts.window
-        self._rate, self._rules, self._padding = parts.features.sample_rate, rules, padding
-        around = parts.features.n_fft // 2 + 10 * parts.features.hop_length
+    def __init__(
+        self,
+        features: Features,
+        encoder: EncoderStream,
+        search: Search,
+        transcript: Transcript,
+        window: int,
+        padding: int,
+        rules: EndpointRules | None,
+    ) -> None:
+        self._features, self._encoder = FeatureStream(features), encoder
+        self._search, self._transcript, self._rules = search, transcript, rules
+        self._window, self._padding, self._rate = window, padding, features.sample_rate  # samples
+        around = features.n_fft // 2 + 10 * features.hop_length
         self._latency = (self._window + around) / self._rate
         self._samples = self._given_rate = 0
         self._resampler: Any = None
@@ -170,7 +169,7 @@ class RecogniserStream:
             self._resampler = resampler(rate, self._rate)
         self._given_rate = rate
         if self._resampler is not None:
-            x = self._resampler.process(x)
+            x = self._resampler.resample_chunk(x)
         ended = self._listen(x)
         return joined(ended) if ended else self._latest
 
@@ -187,7 +186,9 @@ class RecogniserStream:
         Result
             Final: the last utterance, with those that ended in this call.
         """
-        ended = [] if self._resampler is None else self._listen(self._resampler.flush())
+        ended = []
+        if self._resampler is not None:
+            ended = self._listen(self._resampler.resample_chunk(np.empty(0, np.float32), last=True))
         if self._samples:
             ended += self._listen(np.zeros(self._padding, np.float32))
             self._hear(self._encoder.process(self._features.flush()))
@@ -324,10 +325,3 @@ def checked_rate(sample_rate: object) -> int:
     if not low <= sample_rate <= high:
         raise ValueError(f"`sample_rate` must be from {low} to {high}, got {sample_rate}")
     return int(sample_rate)
-
-
-def resampler(from_rate: int, to_rate: int) -> Any:
-    """Return what turns samples of one rate into those of another."""
-    from edgeconv.recogniser.audio import Resampler
-
-    return Resampler(from_rate, to_rate)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from processes import COMMAND, ENVIRONMENT, ROOT
 
 import edgeconv
-from edgeconv.recogniser.audio import Resampler, open_wav
+from edgeconv.recogniser.audio import open_wav, resampler
 
 MODEL = ROOT / "weights" / "cards-and-commands.npz"
 RECORDING = ROOT / "weights" / "recordings" / "numbers.wav"
@@ -100,19 +100,18 @@ def test_wavs_of_sox(bits, tmp_path):
 )
 def test_resampled_samples_are_the_same_however_they_come(rates, cuts):
     signal = np.random.default_rng(0).uniform(-1, 1, 4000).astype(np.float32)
-    resampler = Resampler(*rates)
-    whole = np.concatenate([resampler.process(signal), resampler.flush()])
+    whole = resampler(*rates).resample_chunk(signal, last=True)
     assert len(whole) == pytest.approx(len(signal) * rates[1] / rates[0], abs=1)
-    pieces = [resampler.process(piece) for piece in np.split(signal, sorted(cuts))]
-    again = np.concatenate([*pieces, resampler.flush()])  # the same one, which starts anew
+    stream = resampler(*rates)
+    pieces = [stream.resample_chunk(piece) for piece in np.split(signal, sorted(cuts))]
+    again = np.concatenate([*pieces, stream.resample_chunk(signal[:0], last=True)])
     assert again.dtype == np.float32
     assert np.array_equal(again, whole)
 
 
 def test_a_tone_stays_a_tone():
-    resampler = Resampler(44100, 16000)
     tone = np.sin(np.arange(44100) * 2 * np.pi * 1000 / 44100).astype(np.float32)
-    resampled = np.concatenate([resampler.process(tone), resampler.flush()])
+    resampled = resampler(44100, 16000).resample_chunk(tone, last=True)
     expected = np.sin(np.arange(16000) * 2 * np.pi * 1000 / 16000)
     assert np.abs(resampled - expected)[500:-500].max() < 1e-4
 
