@@ -232,6 +232,7 @@ def test_every_single_wrong_byte_is_refused_or_harmless(tmp_path):
     path, expected = tmp_path / "x", {"w": [1.0, 2.0]}
     for data in (
         saved({"w": tensor(np.float32([1, 2]))}),
+        saved({"w": tensor(np.float32([1, 2]))}, deflated=True),
         zipped({"w.npy": torch_files.npy(np.float32([1, 2]))}),
     ):
         for at in range(len(data)):

@@ -1,7 +1,6 @@
 """The command line: what it prints, its errors of one line, its exit statuses."""
 
 import dataclasses
-import io
 import itertools
 import json
 import os
@@ -101,7 +100,6 @@ def test_every_command_has_an_example(command, capsys):
     ("arguments", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["run"], "invalid choice: 'run'"),
         (["inspect"], "the following arguments are required: FILE"),
         (["verify", "w", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
         (["convert", "a", "b", "--weird"], "unrecognized arguments: --weird"),
@@ -137,21 +135,14 @@ def test_numba_is_not_imported(arguments):
         (["convert", "small.npz", "small.npz"], "DST must be another file than SRC"),
         (["convert", "small.npz", "t.npz", "--no-causal"], "False by --.*, True by the file"),
         (["convert", "small.npz", "no/t.npz"], "no/t.npz: No such file or directory; check the p"),
-        (["convert", "small.npz", "."], r"\.: Is a directory|\.: Not a regular file"),
         (["verify", "small.npz", "--prefix", "a"], "'a' must be .*; choose from ''"),
         (["verify", "small.npz", "--seed", "-1"], "seed.* must be a non-negative integer, got -1"),
-        (["verify", str(SHIPPED)], "must record digests"),
-        *((arguments, "missing.pth: No such file or directory; check the path") for arguments in (
-            ["inspect", "missing.pth"], ["verify", "missing.pth"],
-            ["convert", "missing.pth", "t.npz", "--causal"],
-        )),
+        (["verify", "missing.pth"], "missing.pth: No such file or directory; check the path"),
         (["inspect", "page.pth"], "page.pth: .* a web page; "),
-        (["inspect", "other.npz"], "other.npz: a file must hold a depthwise convolution"),
     ],
 )  # fmt: skip
 def test_errors_are_one_line_in_the_words_of_the_command_line(arguments, words, here, capsys):
     Path("page.pth").write_text("<!DOCTYPE html>")
-    np.savez("other.npz", x=np.ones(3))
     before = {path: path.read_bytes() for path in here.iterdir()}
     line = error_of(capsys, *arguments)
     assert re.search(words, line)
@@ -175,6 +166,8 @@ def test_inspect_a_checkpoint(capsys, monkeypatch):
     )
     assert "not read" not in output
     assert "left out" not in output
+    output = output_of(capsys, "inspect", "--tensors", SHIPPED.name)
+    assert all(f"\n{name} " in output for name in edgeconv.read_checkpoint(SHIPPED))
 
 
 def test_inspect_a_converted_file(here, capsys):
@@ -186,14 +179,6 @@ def test_inspect_a_converted_file(here, capsys):
     output = output_of(capsys, "inspect", "two of them.npz")
     assert "\nb                   8            5  float32   yes      no\n" in output
     assert output.endswith("\nnext: edgeconv verify 'two of them.npz'\n")
-
-
-def test_inspect_lists_every_tensor(capsys):
-    output = output_of(capsys, "inspect", "--tensors", str(SHIPPED))
-    assert len(edgeconv.read_checkpoint(SHIPPED)) == 90
-    for name in edgeconv.read_checkpoint(SHIPPED):
-        assert f"\n{name} " in output
-    assert "float32  (128, 1, 31)\n" in output
 
 
 def test_inspect_says_what_it_leaves_out(here, capsys):
@@ -258,10 +243,8 @@ def test_verify(here, capsys):
     assert output_of(capsys, "verify", "two.npz") != output_of(capsys, "verify", "two.npz")
     with np.load("two.npz") as archive:
         arrays = dict(archive)
-    arrays["edgeconv"] = np.array(str(arrays["edgeconv"]).replace(digests["a"], "0" * 64))
-    np.savez("two.npz", **arrays)
-    line = error_of(capsys, "verify", "two.npz")
-    assert f"must have the digest {'0' * 64} that the file records, got {digests['a']}" in line
+    np.savez("two.npz", **arrays | {"a.conv.bias": arrays["a.conv.bias"] + 1})
+    assert "must have the digest" in error_of(capsys, "verify", "two.npz")
 
 
 def test_demo(quick, capsys):
@@ -329,7 +312,6 @@ def test_bench(quick, capsys):
     assert f"\nPython    {sys.version.split()[0]}\n" in output
     assert len(output[output.index("channels") :].splitlines()) == 1 + 2 * 4
     result = json.loads(output_of(capsys, "bench", "--json"))
-    assert {"edgeconv", "numba", "CPU"} <= result["machine"].keys()
     assert [row["frames"] for row in result["results"]] == 2 * [1, 16, 64, 1000]
     for row in result["results"]:
         assert 0 < row["median_us"] <= row["percentile_99_us"]
@@ -415,10 +397,3 @@ def test_output_on_a_full_disk():
         status, _, errors = finished(*COMMAND, "inspect", str(SHIPPED), stdout=full)
     assert status == 1
     assert errors.startswith("edgeconv: error: output: No space left on device; free some space")
-
-
-def test_any_stream_will_do_for_the_output(here, monkeypatch):
-    printed = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", printed)
-    assert cli.main(["inspect", "small.npz"]) == 0
-    assert "NumPy npz" in printed.getvalue()

@@ -8,10 +8,8 @@ opens each file with a reader that runs what it says, to show that the payloads 
 import contextlib
 import io
 import json
-import marshal
 import os
 import pickle
-import shlex
 import sys
 import zipfile
 from pathlib import Path
@@ -78,33 +76,14 @@ def memmap(marker):
 # What REDUCE calls, by the unsafe readers that then run it: "prefixes" allows NumPy's modules.
 CALLED = {
     "os.mkdir": (lambda m: tf.call("os.mkdir", m), "plain"),
-    "os.system": (lambda m: tf.call("os.system", "mkdir " + shlex.quote(m)), "plain"),
-    "eval": (lambda m: tf.call("builtins.eval", python(m)), "plain"),
     "getattr": (
         lambda m: mapped(
             tf.call("builtins.getattr", tf.call("importlib.import_module", "os"), "mkdir"), m
         ),
         "plain",
     ),
-    "functools.partial": (
-        lambda m: mapped(tf.call("functools.partial", tf.named("os", "mkdir")), m),
-        "plain",
-    ),
-    "marshalled code": (
-        lambda m: tf.call(
-            "builtins.eval", tf.call("marshal.loads", marshal.dumps(compile(python(m), "", "eval")))
-        ),
-        "plain",
-    ),
-    "a log file": (lambda m: tf.call("logging.FileHandler", m), "plain"),
-    "a pickle in the pickle": (lambda m: tf.call("pickle.loads", pickle.dumps(Mkdir(m))), "plain"),
     "NumPy's exec": (lambda m: tf.call("numpy.testing.runstring", python(m), {}), "prefixes"),
-    "NumPy's eval": (lambda m: tf.call("numpy.f2py.crackfortran.myeval", python(m)), "prefixes"),
     "numpy.memmap": (lambda m: tf.call("numpy.memmap", m, "u1", "w+", 0, 1), "prefixes"),
-    "torch's shell": (
-        lambda m: tf.call("torch.utils.collect_env.run", "mkdir " + shlex.quote(m)),
-        "torch",
-    ),
     "torch.storage": (lambda m: tf.call("torch.storage._load_from_bytes", torch_saved(m)), "torch"),
 }
 LOADS = {"w": tf.W}

@@ -217,14 +217,6 @@ def test_checkpoints_of_lightning(save):
     assert "state_dict.net.0.weight" in check_loaded(save(state))
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "norm", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm]
-)
-def test_weight_norm_is_read_as_it_stands(save, norm):
-    check_loaded(save({"a": {"conv": norm(torch.nn.Conv1d(4, 4, 3, groups=4)).state_dict()}}))
-
-
 def test_files_without_checksums(tmp_path):
     tensors = {"x": torch.randn(100)}
     torch.serialization.set_crc32_options(False)
@@ -258,14 +250,6 @@ def test_tensors_that_are_not_listed(save):
     ):
         with pytest.raises(CheckpointError, match=f"'{name}' must be a Boolean.*found {found}"):
             checkpoint[name]
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_pickled_module_is_refused(save):
-    for value in (trained()[0], {"epoch": 1, "model": trained()[0]}):
-        match = r"a pickled module, 'torch\.nn\..*; .* save `model\.state_dict\(\)` instead"
-        with pytest.raises(CheckpointError, match=match):
-            read_checkpoint(save(value))
 
 
 @pytest.mark.filterwarnings("ignore")
