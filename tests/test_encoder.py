@@ -170,7 +170,7 @@ def change(configuration, path, value):
         ("input_conf.subsampling_factor", 2, "subsampling_factor must be 4: .*found 2"),
         ("input_conf.vgg_like", True, "vgg_like"),
         ("input_size", 40, "embed.output.weight must have shape"),
-        ("input_size", "20", "input_size must be an integer"),
+        ("input_size", "20", "input_size, or n_mels, must be an integer"),
         ("body_conf.0.num_blocks", "a", "num_blocks must be an integer"),
         ("body_conf.0.num_blocks", 10**9, "num_blocks must be an integer"),
         ("body_conf.0.block_type", ["x"], "block_type must be one of"),

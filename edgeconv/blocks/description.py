@@ -15,6 +15,7 @@ from edgeconv.checkpoint.error import (
     ConfigurationError,
     check_choice,
     misfit,
+    section,
     shown,
 )
 from edgeconv.layers import ConvInput
@@ -101,9 +102,7 @@ def describe(configuration: Mapping[str, Any]) -> Description:
         raise ConfigurationError("simplified_att_score must be false: these scores are left out")
     for name in ("pos_wise_act_type", "conv_mod_act_type"):
         check_choice(name, main.get(name, "swish"), ACTIVATIONS)
-    source = {} if encoder.get("input_conf") is None else encoder["input_conf"]
-    if not isinstance(source, Mapping):
-        raise misfit("input_conf must be a mapping", source)
+    source = section(encoder, "input_conf")
     factors = (4,) if source.get("vgg_like") is False else (4, 6)
     check_choice("subsampling_factor", source.get("subsampling_factor") or 4, factors)
     for options in (main, *bodies):
@@ -119,10 +118,11 @@ def describe(configuration: Mapping[str, Any]) -> Description:
         if type(count) is not int or not 0 < count <= MOST_BLOCKS:
             raise misfit(f"num_blocks must be an integer from 1 to {MOST_BLOCKS}", count)
         blocks += [_normalised(body)] * count
-    features = configuration.get("input_size") or _n_mels(configuration)
-    if features is not None and type(features) is not int:
-        raise misfit("input_size must be an integer", features)
-    return Description(source, main, blocks, features)
+    n_mels = section(configuration, "frontend_conf").get("n_mels")
+    n_features = configuration.get("input_size") or n_mels
+    if type(n_features) not in (int, type(None)):
+        raise misfit("input_size, or n_mels, must be an integer", n_features)
+    return Description(source, main, blocks, n_features)
 
 
 def options_of(configuration: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -136,9 +136,9 @@ def options_of(configuration: Mapping[str, Any]) -> tuple[Mapping[str, Any], Map
         )
         found = f"an encoder of another task, such as espnet2.asr: {name}"
         raise ConfigurationError(expected, found, f"{CONFIGURATION}; {alone}")
-    main = {} if encoder.get("main_conf") is None else encoder["main_conf"]
-    if not isinstance(main, Mapping) or not isinstance(main.get(CAUSAL, False), bool):
-        raise misfit(f"main_conf must be a mapping, and {CAUSAL} in it true or false", main)
+    main = section(encoder, "main_conf")
+    if not isinstance(main.get(CAUSAL, False), bool):
+        raise misfit(f"{CAUSAL} must be true or false", main[CAUSAL])
     return encoder, main
 
 
@@ -162,9 +162,3 @@ def _normalised(body: Mapping[str, Any]) -> dict[str, Any]:
         if name in block:
             block.setdefault("depth_conv_kernel_size", block[name])
     return block
-
-
-def _n_mels(configuration: Mapping[str, Any]) -> int | None:
-    frontend = configuration.get("frontend_conf")
-    n_mels = frontend.get("n_mels") if isinstance(frontend, Mapping) else None
-    return n_mels if isinstance(n_mels, int) else None

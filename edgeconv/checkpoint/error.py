@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 EXPECTED = "a checkpoint must be a PyTorch, a safetensors or an .npz file"
 AGAIN = "download or copy it again"
@@ -72,6 +73,23 @@ def misfit(expected: str, found: object) -> ConfigurationError:
     """Return the error for a configuration that is none, or is another model's."""
     text = repr(found) if isinstance(found, list) else found
     return ConfigurationError(expected, shown(text), CONFIGURATION)
+
+
+def section(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a mapping in a configuration, an empty one if there is none."""
+    part = configuration.get(name)
+    if not isinstance(part, Mapping | None):
+        raise misfit(f"{name} must be a mapping", part)
+    return part or {}
+
+
+def counted(options: Mapping[str, Any], name: str, default: int) -> int:
+    """Return a positive integer in a configuration."""
+    value = options.get(name)
+    value = default if value is None else value
+    if type(value) is not int or value < 1:
+        raise misfit(f"{name} must be a positive integer", value)
+    return value
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeconv.checkpoint.error import check_choice
+from edgeconv.checkpoint.error import check_choice, counted, section
 from edgeconv.layers.activation import Activation
 from edgeconv.layers.layer import Array
 from edgeconv.layers.parameters import Weights, tensor
@@ -26,7 +26,7 @@ class Decoder:
     def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
         kind = configuration.get("decoder", "rnn")
         check_choice("decoder", kind, ("rnn", "stateless"))
-        conf = configuration.get("decoder_conf") or {}
+        conf = section(configuration, "decoder_conf")
         self._embed = tensor(state, EMBED, ("V", "E"))
         self.n_tokens, self.output_size = self._embed.shape
         self._layers: list[_Layer] = []
@@ -35,7 +35,7 @@ class Decoder:
             return
         rnn_type = conf.get("rnn_type", "lstm")
         check_choice("rnn_type", rnn_type, ("lstm", "gru"))
-        for n in range(int(conf.get("num_layers", 1))):
+        for n in range(counted(conf, "num_layers", 1)):
             self._layers.append(_Layer(state, f"decoder.rnn.{n}", self.output_size, rnn_type))
             self.output_size = self._layers[-1].size
         # Layers; hidden state and, of an LSTM, cell; their width.

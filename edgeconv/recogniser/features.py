@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeconv.arguments import float32, integer
 from edgeconv.checkpoint import CheckpointError
-from edgeconv.checkpoint.error import check_choice, misfit, shown
+from edgeconv.checkpoint.error import check_choice, counted, misfit, section, shown
 from edgeconv.layers.activation import Activation
 from edgeconv.layers.layer import Array
 from edgeconv.layers.parameters import Weights, tensor
@@ -46,17 +46,16 @@ class Features:
             expected = f"a recogniser must have a frontend with {MELS}, and no input_size"
             raise CheckpointError(expected, found, "use its encoder: `load_encoder`")
         check_choice("frontend", configuration.get("frontend", "default"), ["default"])
-        conf = configuration.get("frontend_conf") or {}
+        conf = section(configuration, "frontend_conf")
         for name, value in FIXED.items():
             check_choice(name, conf.get(name, value), [value])
         check_choice("window", conf.get("window", "hann"), WINDOWS)
         self.sample_rate = _rate(conf.get("fs", 16000))
-        self.n_fft = int(conf.get("n_fft", 512))
-        self.hop_length = int(conf.get("hop_length", 128))
-        size = int(conf.get("win_length") or self.n_fft)
-        if not 0 < size <= self.n_fft or self.hop_length < 1:
-            expected = "frontend_conf must have 0 < win_length <= n_fft, and 0 < hop_length"
-            raise misfit(expected, f"{size}, {self.n_fft}, {self.hop_length}")
+        self.n_fft = counted(conf, "n_fft", 512)
+        self.hop_length = counted(conf, "hop_length", 128)
+        size = counted(conf, "win_length", self.n_fft)
+        if size > self.n_fft:
+            raise misfit(f"win_length must be at most n_fft, {self.n_fft}", size)
         mels = tensor(state, MELS, (self.n_fft // 2 + 1, "n_mels"))
         self.n_mels = mels.shape[1]
         self._first = (self.n_fft - size) // 2  # sample of a frame where its window begins
@@ -65,7 +64,7 @@ class Features:
         self._transform = Weights({"w.weight": rows}, "w", shape=rows.shape)
         self._mels = Weights({"w.weight": np.ascontiguousarray(mels.T)}, "w", shape=("N", "K"))
         self._log = Activation("log")
-        kind, options = configuration.get("normalize"), configuration.get("normalize_conf") or {}
+        kind, options = configuration.get("normalize"), section(configuration, "normalize_conf")
         check_choice("normalize", kind, [None, "global_mvn", "utterance_mvn"])
         # By its own mean, so that no utterance can be streamed.
         self.by_utterance = kind == "utterance_mvn"

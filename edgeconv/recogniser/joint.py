@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgeconv.checkpoint import CheckpointError
-from edgeconv.checkpoint.error import check_choice
+from edgeconv.checkpoint.error import check_choice, section
 from edgeconv.layers.activation import ACTIVATIONS, Activation
 from edgeconv.layers.layer import Array
 from edgeconv.layers.parameters import Weights
@@ -24,7 +24,7 @@ class Joint:
     def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
         from edgeconv.kernels import pointwise
 
-        conf = configuration.get("joint_network_conf") or {}
+        conf = section(configuration, "joint_network_conf")
         kind = conf.get("joint_activation_type", conf.get("joint_act_type", "tanh"))
         check_choice("joint_activation_type", kind, ACTIVATIONS)
         self._activation = Activation(kind, conf)
