@@ -11,7 +11,6 @@ import shlex
 import shutil
 import signal
 import sys
-import threading
 import time
 import unicodedata
 from collections.abc import Iterator
@@ -161,7 +160,7 @@ def naming(audio: Audio) -> Iterator[None]:
 def uninterrupted() -> Iterator[None]:
     """Let Ctrl-C wait for the end of the block: a call ends, and what it returned is printed."""
     own = signal.default_int_handler
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(2) is not own:
+    if signal.getsignal(signal.SIGINT) is not own:  # it is ignored, or an application's own
         yield
         return
     waiting: list[object] = []
