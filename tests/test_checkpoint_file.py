@@ -3,9 +3,7 @@
 import gzip
 import os
 import pickle
-import re
 import socket
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,15 +208,6 @@ def test_a_process_without_room_refuses_the_file(error):
     match = f"^x: the process must have the memory and the stack .* found {error.__name__}; give"
     with pytest.raises(CheckpointError, match=match), naming("x"):
         raise error
-
-
-def test_the_code_of_the_documentation_runs(monkeypatch):
-    page = Path(__file__).parents[1] / "docs" / "checkpoints.md"
-    monkeypatch.chdir(page.parents[1])
-    (source,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S)
-    namespace = {"read_checkpoint": read_checkpoint}
-    exec(source.replace("import edgeconv", "").replace("edgeconv.read", "read"), namespace)
-    assert namespace["weight"].shape == (32, 1, 31)
 
 
 def test_an_archive_of_any_packer(tmp_path):
