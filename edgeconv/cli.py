@@ -49,7 +49,7 @@ transcribe small.npz speech.wav
   arecord -f S16_LE -r 16000 -c 1 -t raw | edgeconv transcribe small.npz -"""
 CHECKPOINT, NO_PREFIX = "a .pth, .safetensors or .npz file", "''"
 REMEDIES = {
-    errno.ENOENT: "check the path; the directory of what is written must exist",
+    errno.ENOENT: "check the path",
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EBUSY: "or write to another path",
 }

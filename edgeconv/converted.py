@@ -26,6 +26,10 @@ DECISIVE = (
     *("input_size", "encoder_conf", "frontend", "frontend_conf", "normalize", "normalize_conf"),
     *("decoder", "decoder_conf", "joint_network_conf", "token_type", "token_list"),
 )
+UNWRITABLE = {
+    errno.EBUSY: "a file mounted by itself cannot be replaced; mount its directory",
+    errno.ENOENT: "the directory that it is written to must exist",
+}
 
 File: TypeAlias = str | os.PathLike[str]
 Model = TypeVar("Model")
@@ -143,8 +147,7 @@ def write(
             shutil.copymode(target, temporary)
         temporary.replace(target)
     except OSError as error:  # the user never chose the temporary name
-        mounted = "a file mounted by itself cannot be replaced; mount its directory"
-        text = mounted if error.errno == errno.EBUSY else error.strerror
+        text = UNWRITABLE.get(error.errno or 0, error.strerror)
         raise OSError(error.errno, text, os.fspath(path)) from error
     finally:
         with contextlib.suppress(OSError):

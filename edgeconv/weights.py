@@ -19,7 +19,7 @@ from edgeconv.layers.parameters import SCALE, tensor, with_8_bits
 from edgeconv.recogniser import Recogniser
 from edgeconv.state_dict import FLOATS, Convolution, find, unusable, weight_and_bias
 
-WHEN = "pass `causal=True` if it was trained with dynamic_chunk_training, else `causal=False`"
+WHEN = "`causal=True` if it was trained with dynamic_chunk_training, else `causal=False`"
 NONE = "a file must hold a depthwise convolution, a float weight (C, 1, K)"
 # What a transducer computes with; its other tensors served the training.
 PARTS = ("encoder.", "decoder.", "joint_network.", "frontend.", "normalize.")
@@ -129,7 +129,8 @@ def convert(
     if weights != "float32":
         remedy = "pass `config` alone, for a whole model"
         raise ValueError(f"`weights` must be 'float32' for convolutions, got {weights!r}; {remedy}")
-    modules, left_out = select(file, causal, wanted, config)
+    remedy = f"pass `config`, ESPnet's config.yaml, or {WHEN}"
+    modules, left_out = select(file, causal, wanted, config, remedy)
     save(target, modules, source=file.checkpoint)
     return Written((file.found[name] for name in modules), left_out)
 
@@ -209,7 +210,11 @@ def verify(
 
 
 def select(
-    file: Opened, causal: bool | None, prefixes: Sequence[str] = (), config: File | None = None
+    file: Opened,
+    causal: bool | None,
+    prefixes: Sequence[str] = (),
+    config: File | None = None,
+    remedy: str = f"pass {WHEN}",
 ) -> tuple[dict[str, DepthwiseConvolution], dict[str, str]]:
     """Load modules, those of `prefixes` or else all that can be; say why others cannot be."""
     configured = None
@@ -224,7 +229,7 @@ def select(
                 weight_and_bias(file.checkpoint, prefix)  # raises what is wrong with it
             stated = file.modules.get(prefix, {}).get("causal")
             who = {"`causal`": causal, "the file": stated, "`config`": configured}
-            known = _agreed(shown(prefix), who)
+            known = _agreed(shown(prefix), who, remedy)
             if not prefixes and file.found[prefix].kernel_size % 2 == 0 and not known:
                 left_out[prefix] = "an even number of taps, which only a causal one can have"
             else:
@@ -236,15 +241,15 @@ def select(
     return modules, left_out
 
 
-def _agreed(what: str, who: Mapping[str, bool | None]) -> bool:
-    """Return whether something is causal, of which all must say the same."""
+def _agreed(what: str, who: Mapping[str, bool | None], remedy: str = "") -> bool:
+    """Return whether something is causal, of which all must say the same, and somebody must."""
     for name, value in who.items():
         if value is not None and not isinstance(value, bool | np.bool_):
             raise TypeError(f"{name} must be a bool or None, got {described(value)}")
     said = {name: bool(value) for name, value in who.items() if value is not None}
     if len(set(said.values())) != 1:
         texts = ", ".join(f"{value} by {name}" for name, value in said.items())
-        remedy = "leave out the one that is wrong" if said else WHEN
+        remedy = "leave out the one that is wrong" if said else remedy
         expected = f"{what} must be known to be causal or not"
         raise CheckpointError(expected, texts or "neither", remedy)
     return True in said.values()

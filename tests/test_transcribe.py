@@ -168,7 +168,7 @@ def test_a_recording_where_the_model_should_be(arguments, run):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["missing.wav"], "missing.wav: No such file or directory; check the path"),
+        (["missing.wav"], "missing.wav: No such file or directory; check the path$"),
         ([FILES[0], "some.ogg"], "some.ogg: .* found Ogg; convert it: ffmpeg -i some.ogg"),
         (["empty.wav"], "empty.wav: no samples came"),
         (["slow.wav"], "slow.wav: .* a rate from 1000 to 768000 Hz, found 1 channels at 1 Hz"),
