@@ -2,8 +2,16 @@
 
     python weights/make.py [--output DIR] [--speak]
 
-It needs PyTorch and ESPnet (the `oracle` extra), and espeak-ng where it has to speak. On the same
-machine and with the same versions it writes the same bytes every time.
+It writes the checkpoint, the converted file and the recording, and with `--speak` the speech. It
+needs PyTorch and ESPnet, and espeak-ng where it has to speak:
+
+    pip install '.[oracle]' && pip install --no-deps espnet==202511
+
+On the same machine and with the same versions it writes the same bytes every time. Those that ship
+were made on Linux x86-64 (AVX-512) by Python 3.11 with torch 2.13.0 (the CPU build), ESPnet 202511,
+typeguard 4.6.0 and NumPy 2.4.6. On another kind of CPU the last bit of a weight may differ, by
+2^-24 at most, and the recording by about 2e-6, because PyTorch rounds in another order there; the
+tests allow for both.
 """
 
 from __future__ import annotations

@@ -22,6 +22,12 @@ REAL = {
     "something.raw": "go somewhere and do something",
 }
 SYNTHETIC = 5
+COVERED = """\
+This covers cards-001.wav to cards-005.wav, goforward.wav, numbers.wav and something.wav, which come
+from Debian's package pocketsphinx-testdata; what its copyright file says of them follows. All else
+in this directory is edgeconv's, under the Apache License 2.0.
+
+"""
 
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
@@ -40,8 +46,8 @@ def read_samples(path: Path) -> np.ndarray:
 
 
 def licence(copyright_file: str) -> str:
-    """Return what Debian's copyright file says of `Files: *`."""
-    return copyright_file.split("\n\nFiles: doc/")[0] + "\n"
+    """Return what Debian's copyright file says of `Files: *`, and which files here these are."""
+    return COVERED + copyright_file.split("\n\nFiles: doc/")[0] + "\n"
 
 
 def main() -> None:
