@@ -15,9 +15,15 @@ inputs = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 31])
 outputs = st.sampled_from([1, 2, 15, 16, 17, 32, 33, 64, 70])
 
 
-def multiply(x, weight, bias, scale=None, taps=1, tap=0):
+NOTHING = np.empty((0, 0), np.float32)
+
+
+def multiply(x, weight, bias, scale=None, taps=1, stride=1):
     y = np.full((*x.shape[:2], len(weight)), np.nan, np.float32)
-    dense.kernel(scale is not None)(x, y, dense.pack(weight, bias, scale), taps, tap)
+    steps = np.zeros(1, dense.STEPS)
+    steps["taps"], steps["stride"] = taps, stride
+    packed = dense.pack(weight, bias, scale)
+    dense.kernel(scale is not None)(x, y, packed, NOTHING, NOTHING, steps)
     return y
 
 
@@ -40,23 +46,24 @@ def test_eight_bits_are_scaled_after_the_chain(n_frames, n_inputs, n_outputs, se
     assert same_bits(y, reference.dense(x, weight, bias, scale))
 
 
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 7), either, seeds)
-def test_taps_continue_the_chain(taps, n_lines, n_rows, eight_bits, seed):
+@given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 4), st.integers(1, 7), either, seeds)
+def test_taps_continue_the_chain(taps, stride, n_lines, n_rows, eight_bits, seed):
     """A convolution over lines and rows of two channels, three columns wide, by strides alone."""
     rng = np.random.default_rng(seed)
     channels, columns, n_outputs = 2, 3, 35
-    image = rng.standard_normal((n_lines + taps - 1, n_rows + columns - 1, channels), np.float32)
+    lines = stride * (n_lines - 1) + taps
+    image = rng.standard_normal((lines, n_rows + columns - 1, channels), np.float32)
     weight = rng.integers(-9, 9, (n_outputs, taps, columns * channels)).astype(np.int8)
     bias, scale = rng.standard_normal((2, n_outputs), np.float32)
     line, row, _ = image.strides
     shape = n_lines, n_rows, columns * channels
-    x = np.lib.stride_tricks.as_strided(image, shape, (line, row, 4), writeable=False)
+    x = np.lib.stride_tricks.as_strided(image, shape, (stride * line, row, 4), writeable=False)
     if not eight_bits:
         weight, scale = weight.astype(np.float32), None
-    y = multiply(x, weight.reshape(n_outputs, -1), bias, scale, taps, line)
+    y = multiply(x, weight.reshape(n_outputs, -1), bias, scale, taps, stride)
     for i in range(n_lines):
         windows = [
-            np.concatenate([image[i + k, j : j + columns].ravel() for k in range(taps)])
+            np.concatenate([image[stride * i + k, j : j + columns].ravel() for k in range(taps)])
             for j in range(n_rows)
         ]
         expected = reference.dense(np.array(windows), weight.reshape(n_outputs, -1), bias, scale)

@@ -5,11 +5,12 @@ import pytest
 import reference_dense as reference
 from encoder_states import Numbers
 from laws import run, verify_contract
-from reference import convolve, same_bits
+from reference import convolve, fused, same_bits
 
 from edgeconv import CheckpointError, layers
+from edgeconv.kernels import dense
 from edgeconv.layers.activation import Activation
-from edgeconv.layers.parameters import quantised
+from edgeconv.layers.parameters import Weights, quantised, sharing, with_8_bits
 
 
 def signal(n_frames, size, seed=0):
@@ -70,6 +71,29 @@ def test_contract(name):
 def test_only_layers_with_attention_have_chunks(name):
     with pytest.raises(TypeError, match="no attention"):
         LAYERS[name].stream(chunk_size=4)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("quantise", [dict, with_8_bits])
+def test_what_stands_before_and_behind_a_layer_changes_no_bit(quantise, threads, monkeypatch):
+    state = Numbers()
+    state.linear("linear", 70, 12)
+    state.norm("norm", 12, "rms_norm")
+    state, shape = quantise(state), (70, 12)
+    norm = layers.Norm.from_state_dict(state, "norm", "rms_norm", size=12)
+    factor = np.float32(0.7)
+    beside = {"norm": norm, "activation": Activation("swish"), "factor": factor}
+    weights = Weights(state, "linear", shape=shape, **beside)
+    x, term = signal(21, 12), signal(21, 70, 1)
+    products = Weights(state, "linear", shape=shape).rows(norm(x[None])[0])
+    expected = Activation("swish")(products)
+    monkeypatch.setattr(dense, "SHARED", 0)
+    out = np.full((21, 140), np.nan, np.float32)[:, 35:105]
+    with sharing.among(threads):
+        assert same_bits(weights.rows(x), expected)
+        assert same_bits(
+            weights.rows(x, out, added=term), np.vectorize(fused)(factor, expected, term)
+        )
 
 
 @pytest.mark.parametrize("name", ["linear", "layer_norm", "feed_forward"])

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from edgeconv.checkpoint import CheckpointError
 from edgeconv.layers import (
     ConvolutionalSpatialGatingUnit,
     FeedForward,
     Layer,
-    Linear,
     Norm,
     RelPositionMultiHeadedAttention,
 )
 from edgeconv.layers.activation import Activation
-from edgeconv.layers.layer import Array, Geometry
-
-HALF, ONE = np.float32(0.5), np.float32(1)
+from edgeconv.layers.layer import Geometry
+from edgeconv.layers.parameters import Weights, tensor
 
 
 class BlockOptions(NamedTuple):
@@ -36,24 +32,17 @@ class Block(Layer):
     """A block: layers of ESPnet's names, of which some have a memory."""
 
     chunked = True
-    norms: tuple[str, ...] = ()
 
     def __init__(self, state: Mapping[str, Any], prefix: str, options: BlockOptions) -> None:
-        from edgeconv.kernels import pointwise
-
-        self._add = pointwise.kernel(pointwise.add)
         self._state, self._prefix, self._options = state, prefix, options
-        attention = RelPositionMultiHeadedAttention.from_state_dict(state, f"{prefix}.self_att")
-        self.input_size = self.output_size = attention.input_size
-        self._attention = attention
+        heads = tensor(state, f"{prefix}.self_att.pos_bias_u", ("heads", "size"))
+        self.input_size = self.output_size = heads.size
+        self._attention = RelPositionMultiHeadedAttention.from_state_dict(
+            state, f"{prefix}.self_att", norm=self._norm("norm_self_att")
+        )
         # What a configuration may state as well, by the names that it has there.
-        self.sizes = {"hidden_size": self.input_size, "heads": attention.n_heads}
-        self._norms = {
-            name: Norm.from_state_dict(
-                state, f"{prefix}.{name}", size=self.input_size, **options.norm
-            )
-            for name in self.norms
-        }
+        self.sizes = {"hidden_size": self.input_size, "heads": self._attention.n_heads}
+        self._final = self._norm("norm_final")
         self._layers: dict[str, Layer] = {"self_att": self._attention}
         self._build()
         del self._state
@@ -67,15 +56,22 @@ class Block(Layer):
         """Make the layers beside attention and norms."""
         raise NotImplementedError  # each kind of block has its own
 
-    def _feed_forwards(self) -> Iterator[FeedForward]:
-        """Yield the one before the other layers and the one behind them."""
-        for name in (f"{self._prefix}.feed_forward_macaron", f"{self._prefix}.feed_forward"):
-            layer = FeedForward.from_state_dict(self._state, name, self._options.activation)
-            self._check(name, layer.input_size, self.input_size)
-            yield layer
+    def _norm(self, name: str) -> Norm:
+        name, options = f"{self._prefix}.{name}", self._options.norm
+        return Norm.from_state_dict(self._state, name, size=self.input_size, **options)
 
-    def _linear(self, name: str, n_outputs: int, n_inputs: int) -> Linear:
-        return Linear.from_state_dict(self._state, f"{self._prefix}.{name}", (n_outputs, n_inputs))
+    def _half_step(self, name: str, norm: str) -> FeedForward:
+        """Return a feed-forward layer, half of which is added to what went in."""
+        name, activation = f"{self._prefix}.{name}", self._options.activation
+        layer = FeedForward.from_state_dict(
+            self._state, name, activation, norm=self._norm(norm), factor=0.5
+        )
+        self._check(name, layer.input_size, self.input_size)
+        return layer
+
+    def _weights(self, name: str, n_outputs: int, n_inputs: int, **beside: Any) -> Weights:
+        name, shape = f"{self._prefix}.{name}", (n_outputs, n_inputs)
+        return Weights(self._state, name, shape=shape, **beside)
 
     def _check(self, name: str, width: int, expected: int) -> None:
         if width != expected:
@@ -90,12 +86,3 @@ class Block(Layer):
     def _memory(self, geometry: Geometry) -> dict[str, Any]:
         memories = {name: layer._memory(geometry) for name, layer in self._layers.items()}
         return {name: memory for name, memory in memories.items() if memory}
-
-    def _normed(self, name: str, x: Array) -> Array:
-        return self._norms[name]._run(x, {})
-
-    def _half_step(self, x: Array, layer: FeedForward, norm: str) -> Array:
-        """Return x and half of a feed-forward layer's output."""
-        y = layer._run(self._normed(norm, x), {})
-        self._add(x, y, HALF)
-        return y

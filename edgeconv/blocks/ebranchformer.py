@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeconv.blocks.block import ONE
+import numpy as np
+
 from edgeconv.blocks.branchformer import Branchformer
 from edgeconv.convolution import DepthwiseConvolution
 from edgeconv.layers.layer import Array, Geometry, convolution_memory
+
+ONE = np.float32(1)
 
 
 class EBranchformer(Branchformer):
@@ -17,17 +20,13 @@ class EBranchformer(Branchformer):
     Half a feed-forward layer before it, and half a one behind.
     """
 
-    norms = (
-        "norm_feed_forward_macaron",
-        "norm_self_att",
-        "norm_mlp",
-        "norm_feed_forward",
-        "norm_final",
-    )
-
     def _build(self) -> None:
+        from edgeconv.kernels import pointwise
+
         super()._build()
-        self._macaron, self._forward = self._feed_forwards()
+        self._add = pointwise.kernel(pointwise.add)
+        self._macaron = self._half_step("feed_forward_macaron", "norm_feed_forward_macaron")
+        self._forward = self._half_step("feed_forward", "norm_feed_forward")
         name, causal = f"{self._prefix}.depthwise_conv_mod", self._options.causal
         self._depthwise = DepthwiseConvolution.from_state_dict(self._state, name, causal=causal)
         self._check(name, self._depthwise.channels, 2 * self.input_size)
@@ -38,11 +37,9 @@ class EBranchformer(Branchformer):
         return super()._memory(geometry) | {"depthwise_conv_mod": depthwise}
 
     def _run(self, x: Array, memory: dict[str, Any]) -> Array:
-        x = self._half_step(x, self._macaron, "norm_feed_forward_macaron")
+        x = self._macaron.add_to(x)
         both = self._branches(x, memory)
         convolved = memory["depthwise_conv_mod"].process(both)
         self._add(both, convolved, ONE)
-        y = self._merge._run(convolved, {})
-        self._add(x, y, ONE)
-        x = self._half_step(y, self._forward, "norm_feed_forward")
-        return self._normed("norm_final", x)
+        x = self._merge.rows(convolved, added=x)
+        return self._final._run(self._forward.add_to(x), {})

@@ -8,6 +8,9 @@ zeros. A block is one run of memory:
 
 A dense layer has one tap. A convolution has one for each row of its kernel, with K = columns *
 channels of it, which are one run of its input.
+
+What stands before a layer and behind it, a norm, a function, a sum, is part of its call: a kernel
+leaves little of Python in the caches, and each more step of that costs 10 us.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import float32, int8, int64, prange, types, void
+from numba import carray, float32, from_dtype, int8, int64, prange, types, void
 from numpy.typing import NDArray
 
 from edgeconv.kernels import compiled, entry
+from edgeconv.kernels.pointwise import IDENTITY, add_to, apply, norm
 from edgeconv.kernels.ring import BUSY, Array, zeros
 from edgeconv.kernels.vectors import (
     BLOCK,
@@ -28,6 +32,7 @@ from edgeconv.kernels.vectors import (
     exchange,
     give_up_lock,
     make_product,
+    pointer,
     return_to_mode,
     take_lock,
 )
@@ -45,6 +50,21 @@ MOST = 8 if LANES == 16 else 6
 tile_8, tile_7, tile_6, tile_5 = (make_product(n) for n in (8, 7, 6, 5))
 tile_4, tile_3, tile_2, tile_1 = (make_product(n) for n in (4, 3, 2, 1))
 tile_1_of_4_blocks = make_product(1, n_blocks=4)
+
+
+STEPS = np.dtype(
+    [
+        ("taps", np.int64),
+        ("stride", np.int64),  # from the line of an output's first tap to that of the next output
+        ("norm", np.int64),  # of each row of x before all else, by `norm`
+        ("eps", np.float32),
+        ("partial", np.int64),
+        ("function", np.int64),  # of the products, by `apply`
+        ("low", np.float32),
+        ("high", np.float32),
+        ("factor", np.float32),  # of that, before something is added
+    ]
+)
 
 
 @compiled
@@ -87,13 +107,12 @@ def multiply(y, n, start, w, x, count, like):
 
 
 @compiled
-def _multiply_blocks(x, y, w, count, tap, first, last):
-    """Write the outputs of some blocks for all rows of all lines."""
+def _multiply_blocks(x, y, w, count, first, last):
+    """Write the outputs of some blocks for all rows of all lines, x (address, line, row, tap)."""
     n_lines, n_rows, n_outputs = y.shape
     rest = np.empty((n_rows, BLOCK), np.float32)  # of a block that is wider than what is left of y
     w_start, w_row, block_size = address_of(w), BLOCK * w.itemsize, w.strides[0]
     to_weights = BLOCK * (8 if w.itemsize == 1 else 4)
-    line_x, row_x, line_y, row_y = x.strides[0], x.strides[1], y.strides[0], y.strides[1]
     block = first
     while block < last:
         start = w_start + block * block_size
@@ -102,8 +121,8 @@ def _multiply_blocks(x, y, w, count, tap, first, last):
         following = start + at_once * block_size
         share = at_once * block_size // max(1, n_lines)  # of the next blocks, for each line
         for line in range(n_lines):
-            rows = address_of(x) + line * line_x, row_x, tap
-            out = address_of(y) + line * line_y + block * 4 * BLOCK, row_y
+            rows = x[0] + line * x[1], x[2], x[3]
+            out = address_of(y) + line * y.strides[0] + block * 4 * BLOCK, y.strides[1]
             if width < BLOCK:
                 out = address_of(rest), 4 * BLOCK
             step = share if at_once == 1 else share // max(1, count[0] * count[1])
@@ -118,27 +137,67 @@ def _multiply_blocks(x, y, w, count, tap, first, last):
         block += at_once
 
 
-def dense(x, y, w, taps, tap):
-    """Write y (lines, rows, N), products of x (lines, rows, K) and of what is `tap` bytes on."""
-    count = taps, x.shape[2]
-    is_long = y.size * taps * x.shape[2] >= LONG
+@compiled
+def _row(array, line, row, first, last):
+    """Return some columns of a row of (lines, rows, columns), a run of memory."""
+    at = address_of(array) + line * array.strides[0] + row * array.strides[1] + 4 * first
+    return carray(pointer(at), last - first)
+
+
+@compiled
+def _normed(x, affine, step):
+    """Return norms of the rows of the only line of x, none without factors and offsets."""
+    y = np.empty((x.shape[1], affine.shape[1]), np.float32)
+    if affine.size:
+        for i in range(len(y)):
+            own = _row(x, 0, i, 0, x.shape[2])
+            norm(own, y[i], affine, step.norm, step.eps, step.partial)
+    return y
+
+
+@compiled
+def _run_blocks(x, normed, y, w, added, step, part, parts):
+    """Write a part of all blocks, and apply to it what stands behind the layer."""
+    first, last = len(w) * part // parts, len(w) * (part + 1) // parts
+    at = address_of(x), x.strides[0], x.strides[1], x.strides[0] // step.stride
+    if normed.size:
+        at = address_of(normed), 0, normed.strides[0], 0
+    _multiply_blocks(at, y, w, (step.taps, x.shape[2]), first, last)
+    start, stop = first * BLOCK, min(last * BLOCK, y.shape[2])
+    for line in range(y.shape[0]):
+        for i in range(y.shape[1]):
+            numbers = _row(y, line, i, start, stop)
+            if step.function != IDENTITY:
+                apply(numbers, step.function, step.low, step.high)
+            if added.size:
+                add_to(numbers, step.factor, added[i, start:stop])
+
+
+def dense(x, y, w, affine, added, steps):
+    """Write y (lines, rows, N): products of x (lines, rows, K), and what `steps` says.
+
+    affine (2, K) are a norm's factors and offsets, added (rows, N) is a term; or both are empty.
+    """
+    step = steps[0]
+    is_long = y.size * step.taps * x.shape[2] >= LONG
     thread = give_up_lock() if is_long else 0
     mode = enter_usual_mode()
-    _multiply_blocks(x, y, w, count, tap, 0, len(w))
+    _run_blocks(x, _normed(x, affine, step), y, w, added, step, 0, 1)
     return_to_mode(mode)
     if is_long:
         take_lock(thread)
 
 
-def dense_in_parallel(x, y, w, taps, tap, gate, parts):
-    """Do what `dense` does, its blocks in so many parts; BUSY if there is another parallel loop."""
+def dense_in_parallel(x, y, w, affine, added, steps, gate):
+    """Do what `dense` does, a part for each of equal steps; BUSY if there is another such loop."""
     if exchange(int64(gate.ctypes.data), 0, 1) != 0:
         return BUSY
-    count = taps, x.shape[2]
-    for part in prange(parts):
+    mode = enter_usual_mode()
+    normed = _normed(x, affine, steps[0])
+    return_to_mode(mode)
+    for part in prange(len(steps)):
         mode = enter_usual_mode()
-        first, last = len(w) * part // parts, len(w) * (part + 1) // parts
-        _multiply_blocks(x, y, w, count, tap, first, last)
+        _run_blocks(x, normed, y, w, added, steps[part], part, len(steps))
         return_to_mode(mode)
     exchange(int64(gate.ctypes.data), 1, 0)
     return 0
@@ -146,19 +205,20 @@ def dense_in_parallel(x, y, w, taps, tap, gate, parts):
 
 _ROWS = types.Array(float32, 3, "A", readonly=True), types.Array(float32, 3, "A")
 _WEIGHTS = [types.Array(kind, 2, "C", readonly=True) for kind in (float32, int8)]
+_READ = types.Array(float32, 2, "C", readonly=True)
+_BESIDE = _READ, _READ, types.Array(from_dtype(STEPS), 1, "C", readonly=True)
 
 
 @functools.cache
 def kernel(eight_bits):
     """Return `dense` for weights of 32 or 8 bits."""
-    return entry(dense, void(*_ROWS, _WEIGHTS[eight_bits], int64, int64))
+    return entry(dense, void(*_ROWS, _WEIGHTS[eight_bits], *_BESIDE))
 
 
 @functools.cache
 def parallel_kernel(eight_bits):
     """Return `dense_in_parallel` for weights of 32 or 8 bits."""
-    more = types.Array(int64, 1, "C"), int64
-    signature = int64(*_ROWS, _WEIGHTS[eight_bits], int64, int64, *more)
+    signature = int64(*_ROWS, _WEIGHTS[eight_bits], *_BESIDE, types.Array(int64, 1, "C"))
     return entry(dense_in_parallel, signature, parallel=True, nogil=True)
 
 

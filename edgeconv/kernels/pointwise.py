@@ -161,11 +161,10 @@ def log_softmax_rows(x, y):
     return_to_mode(mode)
 
 
-def activate(x, kind, low, high):
-    """Replace x (T, D) by a function of it; `low` and `high` are its parameters, if it has any."""
-    mode = enter_usual_mode()
-    numbers = x.reshape(x.size)
-    n, zero = x.size, float32(0)
+@compiled
+def apply(numbers, kind, low, high):
+    """Replace numbers (n,) by a function of them; `low` and `high` are its parameters, if any."""
+    n, zero = len(numbers), float32(0)
     if kind == RELU:
         for i in range(n):
             # The sum changes nothing, but is stored: a store under a condition is no vector's.
@@ -195,6 +194,12 @@ def activate(x, kind, low, high):
     elif kind == LOG:
         for i in range(n):
             numbers[i] = log(float64(numbers[i]))
+
+
+def activate(x, kind, low, high):
+    """Replace x (T, D) by a function of it."""
+    mode = enter_usual_mode()
+    apply(x.reshape(x.size), kind, low, high)
     return_to_mode(mode)
 
 
@@ -211,12 +216,17 @@ def gate(x, y):
     return_to_mode(mode)
 
 
+@compiled
+def add_to(numbers, factor, terms):
+    """Replace numbers (n,) by factor * numbers + terms."""
+    for i in range(len(numbers)):
+        numbers[i] = fused(factor, numbers[i], terms[i])
+
+
 def add(x, y, factor):
     """Replace y (T, D) by factor * y + x."""
     mode = enter_usual_mode()
-    terms, numbers = x.reshape(x.size), y.reshape(y.size)
-    for i in range(y.size):
-        numbers[i] = fused(factor, numbers[i], terms[i])
+    add_to(y.reshape(y.size), factor, x.reshape(x.size))
     return_to_mode(mode)
 
 
@@ -240,29 +250,33 @@ def copy(x, y):
                 y[t, row, i] = x[t, row, i]
 
 
-def normalise(x, y, affine, kind, eps, partial):
-    """Write y (T, D), the norms of the last D columns of x; `affine` are factors and offsets.
+@compiled
+def norm(x, y, affine, kind, eps, partial):
+    """Write y (D,), the norm of x; `affine` (2, D) are factors and offsets.
 
-    Statistics are of the first `partial` of these columns.
+    Statistics are of the first `partial` numbers.
     """
+    row, mean = int64(x.ctypes.data), float32(0)
+    if kind == LAYER:
+        mean = total(row, partial, mean) / float32(partial)
+    squares = total_of_squares(row, partial, mean)
+    if kind == SCALE:
+        size_of_row = np.sqrt(squares)
+        scale = float32(1) / (eps if size_of_row < eps else size_of_row)
+    elif kind == RMS:
+        scale = float32(1) / (np.sqrt(squares / float32(partial)) + eps)
+    else:
+        scale = float32(1) / np.sqrt(squares / float32(partial) + eps)
+    for i in range(len(y)):
+        y[i] = fused((x[i] - mean) * scale, affine[0, i], affine[1, i])
+
+
+def normalise(x, y, affine, kind, eps, partial):
+    """Write y (T, D), the norms of the last D columns of x."""
     mode = enter_usual_mode()
-    n_frames, size = y.shape
-    first = x.shape[1] - size
-    for t in range(n_frames):
-        row = int64(x.ctypes.data) + t * x.strides[0] + 4 * first
-        mean = float32(0)
-        if kind == LAYER:
-            mean = total(row, partial, mean) / float32(partial)
-        squares = total_of_squares(row, partial, mean)
-        if kind == SCALE:
-            size_of_row = np.sqrt(squares)
-            scale = float32(1) / (eps if size_of_row < eps else size_of_row)
-        elif kind == RMS:
-            scale = float32(1) / (np.sqrt(squares / float32(partial)) + eps)
-        else:
-            scale = float32(1) / np.sqrt(squares / float32(partial) + eps)
-        for i in range(size):
-            y[t, i] = fused((x[t, first + i] - mean) * scale, affine[0, i], affine[1, i])
+    first = x.shape[1] - y.shape[1]
+    for t in range(len(y)):
+        norm(x[t, first:], y[t], affine, kind, eps, partial)
     return_to_mode(mode)
 
 

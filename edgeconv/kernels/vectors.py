@@ -332,3 +332,13 @@ def from_bits(typing, bits):
         return builder.bitcast(args[0], ir.DoubleType())
 
     return float64(int64), emit
+
+
+@intrinsic
+def pointer(typing, address):
+    """Return an address as a pointer to float32."""
+
+    def emit(context, builder, signature, args):
+        return _pointer(builder, args[0], ir.FloatType())
+
+    return types.CPointer(float32)(int64), emit

@@ -37,10 +37,11 @@ class Activation:
         if kind == "swish":
             values = [max(1.0, *values)]
         low, high = (np.float32(v) for v in [*values, 0.0, 0.0][:2])
-        self._arguments = pointwise.ACTIVATIONS.index(kind), low, high
+        # What `pointwise.apply` takes.
+        self.arguments = pointwise.ACTIVATIONS.index(kind), low, high
         self._kernel = pointwise.kernel(pointwise.activate)
 
     def __call__(self, x: Array) -> Array:
         """Apply it to x (T, D); return x."""
-        self._kernel(x, *self._arguments)
+        self._kernel(x, *self.arguments)
         return x

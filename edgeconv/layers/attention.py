@@ -12,6 +12,7 @@ from edgeconv.arguments import float32, integers
 from edgeconv.checkpoint import CheckpointError
 from edgeconv.layers.layer import Array, Geometry, Layer
 from edgeconv.layers.linear import Linear
+from edgeconv.layers.norm import Norm
 from edgeconv.layers.parameters import Weights, tensor
 from edgeconv.layers.positions import relative_positions
 
@@ -38,15 +39,20 @@ class RelPositionMultiHeadedAttention(Layer):
 
     @classmethod
     def from_state_dict(
-        cls, state: Mapping[str, Any], prefix: str
+        cls, state: Mapping[str, Any], prefix: str, *, norm: Norm | None = None
     ) -> RelPositionMultiHeadedAttention:
-        """Take ``prefix.linear_q`` and so on out of a state dict; no simplified scores."""
+        """
+        Take ``prefix.linear_q`` and so on out of a state dict; no simplified scores.
+
+        `norm`, if any, is that of the inputs.
+        """
         if f"{prefix}.linear_pos.bias" in state:
             raise CheckpointError(f"{prefix} must not have simplified scores, which are left out")
         u = tensor(state, f"{prefix}.pos_bias_u", ("heads", "size"))
         biases = np.stack([u, tensor(state, f"{prefix}.pos_bias_v", u.shape)])
         shape = u.size, u.size
-        project = Weights(state, *(f"{prefix}.linear_{name}" for name in "qkv"), shape=shape)
+        names = (f"{prefix}.linear_{name}" for name in "qkv")
+        project = Weights(state, *names, shape=shape, norm=norm)
         positions = Linear.from_state_dict(state, f"{prefix}.linear_pos", shape)
         out = Linear.from_state_dict(state, f"{prefix}.linear_out", shape)
         return cls(project, positions, biases, out)
@@ -55,15 +61,15 @@ class RelPositionMultiHeadedAttention(Layer):
         return {"past": KeysAndValues(self, geometry)}
 
     def _run(self, x: Array, memory: dict[str, Any]) -> Array:
-        return self.attend(x, memory, np.empty(x.shape, np.float32))
+        return self.attend(x, memory)
 
-    def attend(self, x: Array, memory: dict[str, Any], out: Array) -> Array:
-        """Write the outputs of a chunk (T, D) to `out`, of any strides."""
+    def attend(self, x: Array, memory: dict[str, Any], **target: Array) -> Array:
+        """Return the outputs of a chunk (T, D); `out` and `added` are those of `Weights.rows`."""
         past: KeysAndValues = memory["past"]
         span, context = past.append(len(x)), np.empty(x.shape, np.float32)
         runs = past.keys, past.values, past.positions
         self._kernel(self._project.rows(x), self._biases, *runs, span, context)
-        return self._out.weights.rows(context, out)
+        return self._out.weights.rows(context, **target)
 
 
 class KeysAndValues:

@@ -11,6 +11,7 @@ from edgeconv.convolution import DepthwiseConvolution
 from edgeconv.layers.activation import Activation
 from edgeconv.layers.layer import Array, Geometry, Layer, convolution_memory
 from edgeconv.layers.linear import Linear
+from edgeconv.layers.norm import Norm
 from edgeconv.layers.parameters import tensor
 
 
@@ -37,7 +38,8 @@ class ConformerConvolution(Layer):
     ) -> None:
         from edgeconv.kernels import pointwise
 
-        self._before, self._conv, self._activation, self._after = before, conv, activation, after
+        self._before, self._after = before.weights, after.weights
+        self._conv, self._activation = conv, activation
         self._gate = pointwise.kernel(pointwise.gate)
         self.input_size, self.output_size = before.input_size, after.output_size
         self.kernel_size = conv.kernel_size
@@ -51,11 +53,13 @@ class ConformerConvolution(Layer):
         *,
         causal: bool,
         eps: float = 1e-5,
+        norm: Norm | None = None,
     ) -> ConformerConvolution:
-        """Take the module out of a state dict; `eps` is the batch norm's."""
+        """Take the module out of a state dict; `eps` is the batch norm's, `norm` the inputs'."""
         weight = tensor(state, f"{prefix}.depthwise_conv.weight", ("C", 1, "K"))
         channels = (size,) = (len(weight),)
-        before = Linear.from_state_dict(state, f"{prefix}.pointwise_conv1", (2 * size, size))
+        shape = 2 * size, size
+        before = Linear.from_state_dict(state, f"{prefix}.pointwise_conv1", shape, norm=norm)
         after = Linear.from_state_dict(state, f"{prefix}.pointwise_conv2", (size, size))
         bias = tensor(state, f"{prefix}.depthwise_conv.bias", channels)
         names = ("weight", "bias", "running_mean", "running_var")
@@ -73,7 +77,13 @@ class ConformerConvolution(Layer):
         return {"conv": convolution_memory(self._conv, geometry)}
 
     def _run(self, x: Array, memory: dict[str, Any]) -> Array:
+        return self._after.rows(self._hidden(x, memory))
+
+    def add_to(self, x: Array, memory: dict[str, Any]) -> Array:
+        """Return the sum of x and of the module's outputs."""
+        return self._after.rows(self._hidden(x, memory), added=x)
+
+    def _hidden(self, x: Array, memory: dict[str, Any]) -> Array:
         gated = np.empty((len(x), self._conv.channels), np.float32)
-        self._gate(self._before._run(x, {}), gated)
-        hidden = self._activation(memory["conv"].process(gated))
-        return self._after._run(hidden, {})
+        self._gate(self._before.rows(x), gated)
+        return self._activation(memory["conv"].process(gated))

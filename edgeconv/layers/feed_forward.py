@@ -8,6 +8,7 @@ from typing import Any
 from edgeconv.layers.activation import Activation
 from edgeconv.layers.layer import Array, Layer
 from edgeconv.layers.linear import Linear
+from edgeconv.layers.norm import Norm
 
 
 class FeedForward(Layer):
@@ -17,28 +18,35 @@ class FeedForward(Layer):
     Parameters
     ----------
     expand, contract : Linear
-        The two dense layers, ``w_1`` and ``w_2``.
-    activation : Activation
-        The function between them.
+        The two dense layers, ``w_1`` with the activation, and ``w_2``.
     """
 
-    def __init__(self, expand: Linear, contract: Linear, activation: Activation) -> None:
-        self._expand, self._contract, self._activation = expand, contract, activation
+    def __init__(self, expand: Linear, contract: Linear) -> None:
+        self._expand, self._contract = expand.weights, contract.weights
         self.input_size, self.output_size = expand.input_size, contract.output_size
         self.linear_size = expand.output_size
 
     @classmethod
     def from_state_dict(
-        cls, state: Mapping[str, Any], prefix: str, activation: Activation | str = "swish"
+        cls,
+        state: Mapping[str, Any],
+        prefix: str,
+        activation: Activation | str = "swish",
+        *,
+        norm: Norm | None = None,
+        factor: float = 1.0,
     ) -> FeedForward:
-        """Take ``prefix.w_1`` and ``prefix.w_2`` out of a state dict."""
-        expand = Linear.from_state_dict(state, f"{prefix}.w_1")
-        shape = expand.input_size, expand.output_size
-        contract = Linear.from_state_dict(state, f"{prefix}.w_2", shape)
+        """Take ``prefix.w_1`` and ``prefix.w_2`` out of a state dict; for `norm`, see `add_to`."""
         if isinstance(activation, str):
             activation = Activation(activation)
-        return cls(expand, contract, activation)
+        expand = Linear.from_state_dict(state, f"{prefix}.w_1", norm=norm, activation=activation)
+        shape = expand.input_size, expand.output_size
+        contract = Linear.from_state_dict(state, f"{prefix}.w_2", shape, factor=factor)
+        return cls(expand, contract)
 
     def _run(self, x: Array, memory: dict[str, Any]) -> Array:
-        hidden = self._activation(self._expand._run(x, {}))
-        return self._contract._run(hidden, {})
+        return self._contract.rows(self._expand.rows(x))
+
+    def add_to(self, x: Array) -> Array:
+        """Return ``x + factor * f(norm(x))``, where f is this layer."""
+        return self._contract.rows(self._expand.rows(x), added=x)

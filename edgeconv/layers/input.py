@@ -69,8 +69,10 @@ class ConvInput(Layer):
         rows, channels = input_size, 1
         for number, padding, pool in vgg if is_vgg else conv2d:
             shape = "N", channels, 3, 3
-            weights = Weights(state, f"{prefix}.conv.{number}", shape=shape, taps=3)
-            stages.append(Convolution(weights, rows, 1 if is_vgg else 2, padding))
+            lines, relu = (3, 1 if is_vgg else 2), Activation("relu")
+            name = f"{prefix}.conv.{number}"
+            weights = Weights(state, name, shape=shape, lines=lines, activation=relu)
+            stages.append(Convolution(weights, rows, lines[1], padding))
             if pool:
                 stages.append(Largest(stages[-1].output_shape, pool))
             rows, channels = stages[-1].output_shape
@@ -136,19 +138,18 @@ class Stage:
 
 
 class Convolution(Stage):
-    """A convolution of 3 x 3 and its ReLU."""
+    """A convolution of 3 x 3, with its ReLU."""
 
     def __init__(self, weights: Weights, n_rows: int, stride: int, padding: int) -> None:
         super().__init__(n_rows, weights.n_inputs // 3, 3, stride, padding)
-        self._weights, self._activation = weights, Activation("relu")
+        self._weights = weights
         rows = (self.n_rows + 2 * padding - 3) // stride + 1
         self.output_shape = rows, self._weights.n_outputs
 
     def run(self, x: Array, n: int) -> Array:
         """Convolve."""
         y = np.empty((n, *self.output_shape), np.float32)
-        self._weights.convolve(x, self.stride, y)
-        self._activation(y.reshape(n, -1))
+        self._weights.convolve(x, y)
         return y
 
 

@@ -23,7 +23,11 @@ class Linear(Layer):
 
     @classmethod
     def from_state_dict(
-        cls, state: Mapping[str, Any], prefix: str, shape: tuple[Any, Any] = ("N", "K")
+        cls,
+        state: Mapping[str, Any],
+        prefix: str,
+        shape: tuple[Any, Any] = ("N", "K"),
+        **beside: Any,
     ) -> Linear:
         """
         Take the weights out of a state dict.
@@ -37,8 +41,10 @@ class Linear(Layer):
             The layer's name.
         shape : tuple
             N and K, or a letter for what may be any.
+        **beside
+            `norm`, `activation` and `factor`, as `Weights` takes them.
         """
-        return cls(Weights(state, prefix, shape=shape))
+        return cls(Weights(state, prefix, shape=shape, **beside))
 
     def _run(self, x: Array, memory: dict[str, Any]) -> Array:
         return self.weights.rows(x)

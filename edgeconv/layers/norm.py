@@ -30,8 +30,9 @@ class Norm(Layer):
         from edgeconv.kernels import pointwise
 
         self.input_size = self.output_size = affine.shape[1]
-        self._affine = affine
-        self._arguments = pointwise.NORMS.index(kind), np.float32(eps), partial
+        self.affine = affine
+        # What `pointwise.norm` takes.
+        self.arguments = pointwise.NORMS.index(kind), np.float32(eps), partial
         self._kernel = pointwise.kernel(pointwise.normalise)
 
     @classmethod
@@ -81,5 +82,5 @@ class Norm(Layer):
     def _run(self, x: Array, memory: dict[str, Any]) -> Array:
         """Return the norms of the last D columns of x."""
         y = np.empty((len(x), self.output_size), np.float32)
-        self._kernel(x, y, self._affine, *self._arguments)
+        self._kernel(x, y, self.affine, *self.arguments)
         return y

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,14 @@ from edgeconv.checkpoint import CheckpointError
 from edgeconv.convolution import PROCESS
 from edgeconv.state_dict import array_of, float32_of
 
+if TYPE_CHECKING:
+    from edgeconv.layers.activation import Activation
+    from edgeconv.layers.norm import Norm
+
 Array = NDArray[np.float32]
 _REMEDY = "check that configuration and checkpoint belong together, or export the model again"
+_NONE = np.empty((0, 0), np.float32)
+_NONE.flags.writeable = False
 SCALE = "weight_scale"  # beside an int8 weight (N, ...): one float32 for each output
 
 
@@ -66,7 +72,7 @@ def with_8_bits(state: Mapping[str, Any]) -> dict[str, Any]:
 
 class Weights:
     """
-    Weights and biases of a dense layer or a convolution, as the kernels read them.
+    A dense layer or a convolution as the kernels run it, with what stands before and behind it.
 
     Parameters
     ----------
@@ -77,13 +83,26 @@ class Weights:
         Layers of the same inputs, whose outputs follow one another.
     shape : tuple
         The weights' shape, where a letter is any length.
-    taps : int
-        In how many pieces the inputs come; the weights are then moved, so that the channels,
-        their second dimension, come last.
+    lines : tuple of int
+        Of a convolution: how many lines of an image a line of outputs needs, and how many the next
+        one is on. Its weights are moved, so that the channels, their second dimension, come last.
+    norm : Norm, optional
+        Of the inputs.
+    activation : Activation, optional
+        Of the outputs.
+    factor : float
+        Of the outputs, where they are added to something.
     """
 
     def __init__(
-        self, state: Mapping[str, Any], *prefixes: str, shape: tuple[Any, ...], taps: int = 1
+        self,
+        state: Mapping[str, Any],
+        *prefixes: str,
+        shape: tuple[Any, ...],
+        lines: tuple[int, int] = (1, 1),
+        norm: Norm | None = None,
+        activation: Activation | None = None,
+        factor: float = 1.0,
     ) -> None:
         from edgeconv.kernels import dense
 
@@ -104,38 +123,47 @@ class Weights:
         if len({weight.dtype for weight in weights}) > 1:
             raise CheckpointError(f"{', '.join(prefixes)} must all be floats, or all int8")
         weight = np.concatenate(weights)
-        self.n_outputs, self.n_inputs = weight.shape[0], weight.shape[1] // taps
-        self._taps = taps
+        self.n_outputs, self.n_inputs = weight.shape[0], weight.shape[1] // lines[0]
+        self._affine = norm.affine if norm else _NONE
+        before = norm.arguments if norm else (0, 0, 0)
+        behind = activation.arguments if activation else (0, 0, 0)
+        self._steps = np.array([(*lines, *before, *behind, factor)], dense.STEPS)
+        self._steps.flags.writeable = False
+        self._work, self._stride = weight.shape[1], lines[1]
         scale = np.concatenate(scales) if scales else None
         self._packed = dense.pack(weight, np.concatenate(biases), scale)
         self._eight_bits = scale is not None
         self._kernel = dense.kernel(self._eight_bits)
 
-    def rows(self, x: Array, out: Array | None = None) -> Array:
-        """Return the products of rows (T, K), (T, N): a new array or `out`, of any strides."""
+    def rows(self, x: Array, out: Array | None = None, *, added: Array = _NONE) -> Array:
+        """
+        Return the outputs of rows (T, K), (T, N): a new array or `out`, of any strides.
+
+        With `added`, (T, N), the sum of it and of `factor` times the outputs.
+        """
         y = np.empty((len(x), self.n_outputs), np.float32) if out is None else out
-        self._multiply(x[None], y[None], 0)
+        self._run(x[None], y[None], added)
         return y
 
-    def convolve(self, image: Array, stride: int, y: Array) -> None:
+    def convolve(self, image: Array, y: Array) -> None:
         """Write y (lines, rows, N), the convolution of an image (lines, rows, channels)."""
         line, row, number = image.strides
-        shape = *y.shape[:2], self.n_inputs
+        shape, stride = (*y.shape[:2], self.n_inputs), self._stride
         # Of a contiguous image; as_strided takes 5 us, and in NumPy 2.4 keeps a byte of each call.
         strides = stride * line, stride * row, number
-        x: Array = np.ndarray(shape, np.float32, image.data, 0, strides)
-        self._multiply(x, y, line)
+        self._run(np.ndarray(shape, np.float32, image.data, 0, strides), y, _NONE)
 
-    def _multiply(self, x: Array, y: Array, tap: int) -> None:
-        arguments = x, y, self._packed, self._taps, tap
+    def _run(self, x: Array, y: Array, added: Array) -> None:
+        before = x, y, self._packed, self._affine, added
         if sharing.threads > 1 and os.getpid() == PROCESS:
             from edgeconv.kernels import dense, ring
 
             shared = dense.parallel_kernel(self._eight_bits)
-            is_long = y.size * self._taps * self.n_inputs >= dense.SHARED
-            if is_long and shared(*arguments, ring.GATE, sharing.threads) != ring.BUSY:
-                return
-        self._kernel(*arguments)
+            if y.size * self._work >= dense.SHARED:
+                parts = np.repeat(self._steps, sharing.threads)
+                if shared(*before, parts, ring.GATE) != ring.BUSY:
+                    return
+        self._kernel(*before, self._steps)
 
 
 class _Sharing(threading.local):

@@ -49,14 +49,18 @@ def outputs():
     yield x
     if "--pointwise" in sys.argv:
         return
+    nothing, steps = np.empty((0, 0), np.float32), np.zeros(1, dense.STEPS)
+    steps["taps"] = steps["stride"] = 1
+    alone = nothing, nothing, steps
     for n_frames, n_inputs, n_outputs in ((1, 70, 150), (13, 33, 70), (7, 64, 5)):
         x, bias = normal(1, n_frames, n_inputs), normal(n_outputs)
         weight = normal(n_outputs, n_inputs)
         y = np.empty((1, n_frames, n_outputs), np.float32)
-        dense.kernel(False)(x, y, dense.pack(weight, bias), 1, 0)
+        dense.kernel(False)(x, y, dense.pack(weight, bias), *alone)
         yield y.copy()
         integers = rng.integers(-127, 128, weight.shape, np.int8)
-        dense.kernel(True)(x, y, dense.pack(integers, bias, normal(n_outputs)), 1, 0)
+        packed = dense.pack(integers, bias, normal(n_outputs))
+        dense.kernel(True)(x, y, packed, *alone)
         yield y
     values = np.zeros((60, 2, -(-20 // BLOCK) * BLOCK), np.float32)
     values[..., :20] = normal(60, 2, 20)
