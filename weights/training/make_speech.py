@@ -37,6 +37,7 @@ VOICES = {  # of training, with their shares; festival takes ten times as long a
     "festival:cmu_us_slt_arctic_hts": 0.02,
 }
 PART = 3_000  # sentences of a file
+RECORDED = 9  # from this part on, training speech is of flite and festival, made of people's speech
 
 
 @cache
@@ -49,7 +50,7 @@ def espeak_variants() -> list[str]:
     return sorted(names - UNUSABLE)
 
 
-def command(text: str, voice: str, wav: Path, draw: Random) -> list[str]:
+def command(text: str, voice: str, wav: Path, draw: Random, vary: bool) -> list[str]:
     """Return the synthesiser's command, with a speed and pitch of its own for each sentence."""
     engine, name = voice.split(":")
     stretch = f"{draw.uniform(0.75, 1.3):.2f}"
@@ -60,6 +61,10 @@ def command(text: str, voice: str, wav: Path, draw: Random) -> list[str]:
         return ["espeak-ng", *options, "-w", str(wav), text]
     if engine == "flite":
         options = ["-voice", name, "--setf", f"duration_stretch={stretch}"]
+        if vary:
+            mean, deviation = draw.uniform(80, 220), draw.uniform(5, 45)
+            options += ["--setf", f"int_f0_target_mean={mean:.0f}"]
+            options += ["--setf", f"int_f0_target_stddev={deviation:.0f}"]
         return ["flite", *options, "-t", text, "-o", str(wav)]
     setting = f"(begin (voice_{name}) (Parameter.set 'Duration_Stretch {stretch}))"
     return ["text2wave", "-eval", setting, "-o", str(wav)]
@@ -76,7 +81,7 @@ def speak(text: str, voice: str, seed: int, vary: bool) -> np.ndarray:
         Decides speed, pitch and the length of the vocal tract.
     vary : bool
         Whether to change the vocal tract: playing faster or slower moves the resonances with the
-        pitch, and makes of one recorded person many.
+        pitch, and makes of one recorded person many. Whether to change flite's pitch, too.
 
     Returns
     -------
@@ -87,7 +92,7 @@ def speak(text: str, voice: str, seed: int, vary: bool) -> np.ndarray:
     play = f"{2 ** draw.uniform(-0.28, 0.28) if vary else 1:.3f}"
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder, "speech.wav")
-        spoken = command(text, voice, wav, draw)
+        spoken = command(text, voice, wav, draw, vary)
         subprocess.run(spoken, input=text.encode(), check=True, capture_output=True)
         convert = ["sox", str(wav), "-t", "raw", "-r", str(RATE), "-e", "signed", "-b", "16", "-c"]
         convert += ["1", "-", "speed", play, "rate", str(RATE), "gain", "-n", "-3"]
@@ -103,7 +108,8 @@ def voice_of(split: str, draw: Random) -> str:
         return "flite:rms"
     if split in HELD_OUT:
         return f"espeak:{draw.choice(HELD_OUT[split])}"
-    voice = draw.choices(list(VOICES), VOICES.values())[0]
+    shares = VOICES | ({"espeak": 0} if split >= f"train-{RECORDED:03}" else {})
+    voice = draw.choices(list(shares), shares.values())[0]
     taken = {name for names in HELD_OUT.values() for name in names}
     free = [name for name in espeak_variants() if name not in taken]
     return f"espeak:{draw.choice(free)}" if voice == "espeak" else voice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from model import (
     ESPnetASRTransducerModel,
     build,
     configuration,
+    load,
     save,
     save_statistics,
 )
@@ -79,9 +81,9 @@ class Sentences:
         self.phone_ends: list[torch.Tensor] = []
         self.read()
 
-    def read(self) -> None:
-        """Read one more file, if there is one."""
-        for path in sorted(set(self._folder.glob(self._pattern)) - self._known)[:1]:
+    def read(self, most: int | None = 1) -> None:
+        """Read one more file, if there is one; or so many, or all."""
+        for path in sorted(set(self._folder.glob(self._pattern)) - self._known)[:most]:
             self._known.add(path)
             audio, texts = load_speech(path)
             self.features += [_features(self._frontend, samples) for samples in audio]
@@ -200,9 +202,9 @@ class Trainer:
     The weights that are kept are the running mean of those of the latest thousand steps.
     """
 
-    def __init__(self, losses: Losses, minutes: float):
+    def __init__(self, losses: Losses, minutes: float, lesson: float):
         self.losses, self.seconds, self.start = losses, 60 * minutes, time.monotonic()
-        self.steps = 0
+        self.steps, self.lesson = 0, lesson
         self.optimiser = torch.optim.AdamW(losses.parameters(), weight_decay=0.02, fused=True)
         self.mean = torch.optim.swa_utils.AveragedModel(losses.model, multi_avg_fn=self._average)
 
@@ -221,7 +223,7 @@ class Trainer:
         self.losses.train()
         transducer, by_word, by_phone = self.losses(features, words, phones)
         self.optimiser.zero_grad()
-        loss = (transducer + CTC_WEIGHT * by_word) * (1 if self.elapsed() > LESSON else 0.02)
+        loss = (transducer + CTC_WEIGHT * by_word) * (1 if self.elapsed() > self.lesson else 0.02)
         (loss + max(0.2, 1 - self.elapsed()) * by_phone).backward()
         torch.nn.utils.clip_grad_norm_(self.losses.parameters(), 5.0)
         self.optimiser.step()
@@ -241,6 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("speech", type=Path, help="the folder that make_speech.py wrote")
     parser.add_argument("model", type=Path, help="what to write, without .pth and .yaml")
+    parser.add_argument("--start", type=Path, help="a model to train further, all files at once")
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--every", type=float, default=5, help="minutes between checkpoints")
@@ -252,13 +255,21 @@ def main() -> None:
     draw = np.random.default_rng(given.seed)
     training, held_out = Sentences(given.speech, "train-*.npz"), Sentences(given.speech, "dev.npz")
     statistics = given.model.with_name(f"{given.model.name}-feats_stats.npz")
-    sample = [
-        augment([training.features[n] for n in batch], draw)[0]
-        for batch, _ in zip(training.batches(draw), range(20), strict=False)
-    ]
-    save_statistics(torch.cat([features.flatten(0, 1) for features in sample]), statistics)
+    if given.start:
+        training.read(None)
+        shutil.copy(given.start.with_name(f"{given.start.name}-feats_stats.npz"), statistics)
+    else:
+        sample = [
+            augment([training.features[n] for n in batch], draw)[0]
+            for batch, _ in zip(training.batches(draw), range(20), strict=False)
+        ]
+        save_statistics(torch.cat([features.flatten(0, 1) for features in sample]), statistics)
     fields = configuration(vocabulary(), str(statistics))
-    trainer = Trainer(Losses(build(fields), training.phones), given.minutes)
+    model, lesson = build(fields), LESSON
+    if given.start:
+        model.load_state_dict(load(given.start).state_dict())
+        lesson = 0
+    trainer = Trainer(Losses(model, training.phones), given.minutes, lesson)
     fields["normalize_conf"]["stats_file"] = statistics.name
     best, due, means = math.inf, given.every, [0.0, 0.0, 0.0]
     while trainer.elapsed() < 1:
