@@ -78,6 +78,8 @@ def check_shape(name: str, array: Any, shape: tuple[Any, ...], source: object) -
         remedy = f"; transpose it: `{name}.swapaxes(-1, -2)`"
     elif _has_shape((1, *array.shape), shape):
         remedy = f"; pass `{name}[None]`"
+    elif array.shape[:1] == (1,) and _has_shape(array.shape[1:], shape):
+        remedy = f"; pass `{name}[0]`"
     wanted = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
     got = f"{array.shape}; expected by {source}{remedy}"
     raise ValueError(f"`{name}` must have shape {wanted}, got {got}")

@@ -62,7 +62,7 @@ WORDS |= {"`beam_size`": "--beam", "use `transcribe`": "transcribe a WAV file"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; return its exit status: 0, 1 after an error, 130 after Ctrl-C."""
+    """Run one command line; return its exit status: 0, 1, 2 for wrong usage, 130 after Ctrl-C."""
     for name in ("stdin", "stdout", "stderr"):  # in this order they take the numbers 0, 1 and 2
         if getattr(sys, name) is None:  # as cron and systemd may have it
             setattr(sys, name, Path(os.devnull).open("r+"))  # noqa: SIM115 - for good
@@ -85,16 +85,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         remedy = REMEDIES.get(error.errno or 0, "check the path, its permissions and the disk")
         return _fail(f"{name}: {error.strerror or error}; {remedy}")
     except (CommandError, ValueError, ImportError, VerificationError) as error:
-        return _fail(str(error))
+        return _fail(str(error), getattr(error, "status", 1))
     return 0
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 1) -> int:
     """Say in one line what went wrong; return the exit status."""
     for word, own in WORDS.items():
         message = message.replace(word, own)
     print(f"edgeconv: error: {printable(message)}", file=sys.stderr)
-    return 1
+    return status
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -4,7 +4,8 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any, NamedTuple
@@ -173,7 +174,10 @@ def heard(
 
 def facts() -> dict[str, str]:
     """Return what a report needs of versions and of the processor; Numba is not imported."""
-    packages = {name: version(name) for name in ("numpy", "numba", "llvmlite")}
+    packages = {}
+    for name in ("numpy", "numba", "llvmlite"):
+        with suppress(PackageNotFoundError):  # frozen programs may leave that out
+            packages[name] = version(name)
     cpu = f"{os.cpu_count()} x {platform.processor() or platform.machine()}"
     own = {"edgeconv": __version__, **packages, "Python": platform.python_version()}
     return {**own, "system": platform.platform(), "CPU": cpu}

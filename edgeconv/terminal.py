@@ -15,6 +15,10 @@ FORBIDDEN += "MemoryDenyWriteExecute=yes out of the systemd unit, or allow execm
 class CommandError(Exception):
     """Why a command cannot go on: one line that names the cause and the remedy."""
 
+    def __init__(self, text: str, status: int = 1) -> None:
+        super().__init__(text)
+        self.status = status  # 2 for a wrong command line
+
 
 def table(rows: Sequence[Sequence[object]]) -> str:
     """Align columns, the first one to the left and the others to the right."""
@@ -32,14 +36,13 @@ def compiling() -> Iterator[None]:
         raise CommandError("unset NUMBA_DISABLE_JIT: nothing here runs uncompiled")
     texts = iter([f"edgeconv: {COMPILING}\n"])  # once
 
-    def say(*_: object) -> None:
+    def say() -> None:
         print(end=next(texts, ""), file=sys.stderr, flush=True)
 
     try:
-        from numba.core import event  # noqa: TID251 - its documented way to tell of compilations
+        from edgeconv.kernels import heard_compiling
 
-        listener = type("Listener", (event.Listener,), {"on_start": say, "on_end": id})()
-        with event.install_listener("numba:compile", listener):
+        with heard_compiling(say):
             yield
     except OSError as error:
         if "executable memory" in str(error):

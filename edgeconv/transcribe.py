@@ -38,16 +38,16 @@ SWALLOWED += "edgeconv transcribe {} --microphone"
 def transcribe(options: argparse.Namespace) -> None:
     """Run the command."""
     if is_wav(options.model):
-        raise CommandError(SWAPPED.format(options.model, shlex.quote(options.model)))
+        raise CommandError(SWAPPED.format(options.model, shlex.quote(options.model)), 2)
     if bool(options.audio) == (options.microphone is not None):
-        raise CommandError(EITHER)
+        raise CommandError(EITHER, 2)
     files = [path for path in options.audio if path != STDIN]
     for path in files:
         if not Path(path).is_fifo():  # what is wrong is said before hours of computing
             open_wav(path).close()
     n_pipes = len(options.audio) - len(files)
     if n_pipes > 1:
-        raise CommandError(f"{STDIN} must be given once: standard input can be heard only once")
+        raise CommandError(f"{STDIN} must be given once: standard input can be heard only once", 2)
     is_live = bool(n_pipes) or options.microphone is not None
     printer = Printer(options.json, len(options.audio) > 1)
     with compiling():

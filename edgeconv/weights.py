@@ -77,6 +77,12 @@ def save(
     """
     if not isinstance(modules, Mapping) or not modules:
         raise TypeError(f"`modules` must be a mapping with a module, got {described(modules)}")
+    for prefix, conv in modules.items():
+        if not isinstance(conv, DepthwiseConvolution):
+            remedy = "make one by `DepthwiseConvolution.from_state_dict`"
+            raise TypeError(f"`modules` must hold convolutions, got {described(conv)}; {remedy}")
+        if not isinstance(prefix, str) or not prefix.isprintable():
+            raise ValueError(f"`modules` must have printable names, got {prefix!r}")
     arrays: dict[str, Any] = {
         f"{prefix}.{name}" if prefix else name: array
         for prefix, conv in modules.items()
@@ -141,6 +147,7 @@ def _copy_model(
     """Copy a whole model to a converted file."""
     checkpoint, configuration = file.checkpoint, configuration_of(file, config)
     with naming(checkpoint.path, config):
+        is_causal(configuration)  # a model of another task is named, which `decisive` leaves out
         configuration = decisive(configuration)
         if any(name.endswith(f".{SCALE}") for name in checkpoint):
             remedy = "convert the file that this one was made from"

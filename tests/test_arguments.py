@@ -102,7 +102,7 @@ def test_inputs_are_arrays_of_floats(value, text):
         ((9, C), r"; pass `x\[None\]`"),
         ((1, 9, C + 1), ""),
         ((1, C, 9), r"; transpose it: `x.swapaxes\(-1, -2\)`"),
-        ((1, 1, 9, C), ""),
+        ((1, 1, 9, C), r"; pass `x\[0\]`"),
     ],
 )
 def test_x_has_three_dimensions_and_the_channels(shape, remedy):

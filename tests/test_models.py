@@ -189,6 +189,7 @@ def test_which_configuration(model, target):
     for load_model, old, new, message in (
         (load_recogniser, "token_type: bpe", "token_type: phn", "token_type must be one of"),
         (load_encoder, "type: conformer", "type: branchformer", "must be a branchformer"),
+        (load_recogniser, "body_conf", "output_size", "another task"),
     ):
         config.write_text(text.replace(old, new))
         with pytest.raises(CheckpointError, match=f"^{config}: .*{message}"):  # not the checkpoint

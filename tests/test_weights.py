@@ -288,6 +288,10 @@ def test_wrong_arguments(source, target):
     for wrong in ([MODULE], {}, MODULE):
         with pytest.raises(TypeError, match="`modules` must be a mapping"):
             save(target, wrong)
+    with pytest.raises(TypeError, match="must hold convolutions, got a dict; make one by"):
+        save(target, {"a": MODULE.state_dict()})
+    with pytest.raises(ValueError, match="`modules` must have printable names"):
+        save(target, {"a\nb": MODULE})
     for wrong in (-1, 1.5, "x", None, True):
         with pytest.raises(ValueError, match="`seed` must be a non-negative integer, got "):
             verify(MODULE, seed=wrong)

@@ -11,7 +11,6 @@ from edgeconv.blocks.branchformer import Branchformer
 from edgeconv.blocks.conformer import Conformer
 from edgeconv.blocks.ebranchformer import EBranchformer
 from edgeconv.checkpoint.error import (
-    CONFIGURATION,
     ConfigurationError,
     check_choice,
     misfit,
@@ -130,12 +129,12 @@ def options_of(configuration: Mapping[str, Any]) -> tuple[Mapping[str, Any], Map
     encoder = configuration.get("encoder_conf", configuration)
     if not isinstance(encoder, Mapping) or "body_conf" not in encoder:
         expected = "encoder_conf must have body_conf, as that of espnet2.asr_transducer has"
-        name = shown(configuration.get("encoder"))
-        alone = (
-            "for convolutions alone, leave `config` out and pass `causal=True` or `causal=False`"
-        )
-        found = f"an encoder of another task, such as espnet2.asr: {name}"
-        raise ConfigurationError(expected, found, f"{CONFIGURATION}; {alone}")
+        found = "that of another task, such as espnet2.asr"
+        if (name := configuration.get("encoder")) is not None:
+            found = f"{found}: {shown(name)}"
+        alone = "leave `config` out and pass `causal=True` or `causal=False`"
+        remedy = f"such encoders are left out; for their convolutions alone, {alone}"
+        raise ConfigurationError(expected, found, remedy)
     main = section(encoder, "main_conf")
     if not isinstance(main.get(CAUSAL, False), bool):
         raise misfit(f"{CAUSAL} must be true or false", main[CAUSAL])

@@ -1,5 +1,6 @@
 """Every compiled function, and how it is compiled. Nothing else imports Numba or llvmlite."""
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -7,6 +8,7 @@ import marshal
 import pkgutil
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numba
@@ -43,6 +45,16 @@ def entry(function: Any, *signatures: Any, **options: Any) -> Any:
         sys.unraisablehook = hook
         if KeyboardInterrupt in heard:  # Ctrl-C that only a destructor of llvmlite's noticed
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def heard_compiling(say: Callable[[], None]) -> Iterator[None]:
+    """Call `say` whenever the block compiles something."""
+    from numba.core import event  # as Numba documents
+
+    listener = type("Listener", (event.Listener,), {"on_start": lambda *_: say(), "on_end": id})()
+    with event.install_listener("numba:compile", listener):
+        yield
 
 
 @functools.cache

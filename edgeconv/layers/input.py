@@ -76,7 +76,7 @@ class ConvInput(Layer):
             if pool:
                 stages.append(Largest(stages[-1].output_shape, pool))
             rows, channels = stages[-1].output_shape
-        out = _last(state, f"{prefix}.output", rows, channels)
+        out = _last(state, f"{prefix}.output", rows, channels, is_vgg)
         return cls(stages, out, 4 if subsampling_factor == 6 else 3)
 
     def _memory(self, geometry: Geometry) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class ConvInput(Layer):
         return self._out._run(flat, {})
 
 
-def _last(state: Mapping[str, Any], prefix: str, rows: int, channels: int) -> Linear:
+def _last(state: Mapping[str, Any], prefix: str, rows: int, channels: int, is_vgg: bool) -> Linear:
     """Return the last dense layer, for channels that vary fastest, where ESPnet's rows do."""
     name = f"{prefix}.weight"
     weight = np.asarray(state.get(name, np.empty(0)))
@@ -108,7 +108,8 @@ def _last(state: Mapping[str, Any], prefix: str, rows: int, channels: int) -> Li
         raise CheckpointError(
             f"{name} must have shape (N, {rows * channels})",
             f"{weight.shape if name in state else 'none'}",
-            "encoders of before December 2022 have another VGG block, which is left out",
+            "check n_mels, or input_size, in the configuration"
+            + ", or is it of before December 2022? VGG blocks were others then" * is_vgg,
         )
     turned = weight.reshape(-1, channels, rows).swapaxes(1, 2).reshape(weight.shape)
     own = {name: state[name] for name in state if name.startswith(f"{prefix}.")}

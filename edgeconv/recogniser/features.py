@@ -44,7 +44,7 @@ class Features:
         if configuration.get("input_size") is not None or MELS not in state:
             found = shown(configuration.get("input_size"))
             expected = f"a recogniser must have a frontend with {MELS}, and no input_size"
-            raise CheckpointError(expected, found, "use its encoder: `load_encoder`")
+            raise CheckpointError(expected, found, "its encoder alone can be used")
         check_choice("frontend", configuration.get("frontend", "default"), ["default"])
         conf = section(configuration, "frontend_conf")
         for name, value in FIXED.items():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeconv.arguments import described
+from edgeconv.blocks.description import options_of
 from edgeconv.checkpoint import CheckpointError
 from edgeconv.checkpoint.error import misfit
 from edgeconv.converted import built
@@ -64,11 +65,12 @@ class Recogniser:
     """
 
     def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
+        options_of(configuration)  # another task's model lacks the rest, too
         if EMBED not in state:
             is_encoder = any(f"{name}".endswith("encoders.norm_blocks.weight") for name in state)
             found = "an encoder alone" if is_encoder else "none"
-            remedy = "give the whole model; `load_encoder` takes an encoder"
-            raise CheckpointError(f"a recogniser must have a decoder, {EMBED}", found, remedy)
+            expected = f"a recogniser must have a decoder, {EMBED}"
+            raise CheckpointError(expected, found, "give the whole model")
         self._tokens = Tokens(configuration)
         self._features = Features(state, configuration)
         self.encoder = Encoder(state, configuration)
