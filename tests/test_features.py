@@ -128,7 +128,7 @@ def test_cosines_are_right_and_periodic(whole):
         ({"frontend_conf": {"fs": "often"}}, "fs must be .*found 'often'"),
         ({"frontend_conf": {"n_fft": 400}}, r"melmat must have shape \(201, n_mels\)"),
         ({"normalize": "batch"}, "normalize must be .*found 'batch'"),
-        ({"input_size": 20}, "no input_size, found 20; use its encoder"),
+        ({"input_size": 20}, "no input_size, found 20; its encoder"),
     ],
 )
 def test_what_is_left_out_is_named(fields, message):

@@ -37,17 +37,17 @@ def _products(y, n_rows, x, w, n_outputs, n_terms):
         multiply(at_y, n_rows, (address_of(start), 0), own, x, (1, n_terms), start)
 
 
-def attend(projected, biases, keys, values, positions, span, out):
-    """Store a chunk's keys and values, and write its context (T, D).
+def attend(projected, biases, keys, values, positions, span):
+    """Store a chunk's keys and values, and replace its queries by its context.
 
     projected (T, 3 * D): queries, keys and values; biases (2, D) are added to the queries for keys
     and for positions. Span: the first key that the chunk sees, how many these are, its own the
     last, and the column of distance 0 in `positions`.
     """
-    n_frames, width = out.shape
+    n_frames, width = len(projected), biases.shape[1]
     n_heads, size, wide = keys.shape[0], keys.shape[1], values.shape[2]
     first, n, zero = span[0], span[1], span[2]
-    is_long = 2 * out.size * n >= LONG
+    is_long = 2 * n_frames * width * n >= LONG
     thread = give_up_lock() if is_long else 0
     mode = enter_usual_mode()
     root = np.sqrt(float32(size))
@@ -64,8 +64,9 @@ def attend(projected, biases, keys, values, positions, span, out):
     scores = np.empty((MOST, n + BLOCK), np.float32)
     shifted = np.empty((MOST, n + MOST + BLOCK), np.float32)
     context = np.empty((MOST, wide), np.float32)
-    for job in range(n_heads * -(-n_frames // MOST) * 3):
-        head, rest = divmod(job, 3 * -(-n_frames // MOST))
+    tiles = -(-n_frames // MOST)
+    for job in range(n_heads * tiles * 3):
+        head, rest = divmod(job, 3 * tiles)
         t, step = rest // 3 * MOST, rest % 3
         rows = min(MOST, n_frames - t)
         # Frame t is the key n - n_frames + t; its columns begin one before those of frame t - 1.
@@ -95,21 +96,21 @@ def attend(projected, biases, keys, values, positions, span, out):
         if step == CONTEXT:
             for i in range(rows):
                 for j in range(size):
-                    out[t + i, head * size + j] = context[i, j]
+                    projected[t + i, head * size + j] = context[i, j]
     return_to_mode(mode)
     if is_long:
         take_lock(thread)
 
 
-def _floats(dimensions, readonly=True):
-    return types.Array(float32, dimensions, "C", readonly)
+_READ = types.Array(float32, 2, "C", readonly=True)
+_RUN = types.Array(float32, 3, "C")
+_ARGUMENTS = (
+    *(types.Array(float32, 2, "C"), _READ, _RUN, _RUN),
+    *(types.Array(float32, 3, "C", readonly=True), types.Array(int64, 1, "C", readonly=True)),
+)
 
 
 @functools.cache
 def kernel():
     """Return `attend`, compiled."""
-    span = types.Array(int64, 1, "C", readonly=True)
-    run = _floats(3, readonly=False)
-    return entry(
-        attend, void(_floats(2), _floats(2), run, run, _floats(3), span, _floats(2, False))
-    )
+    return entry(attend, void(*_ARGUMENTS))

@@ -41,8 +41,8 @@ from edgeconv.kernels.vectors import (
 # Raspberry Pi. Beside two busy threads, each such call may wait 10 ms to have the lock back.
 LONG = 1 << 25
 
-# Multiply-adds from which two threads share a call: some 20 us, ten times what a loop costs them.
-SHARED = 1 << 21
+# Multiply-adds from which threads share a call: some 20 us, four times what a loop costs them.
+SHARED = 1 << 20
 
 # As many accumulators as there are registers for: 16 in AVX2, 32 in NEON (two to a vector) and
 # AVX-512. Sums of one frame wait for each other's roundings: those of four blocks fill the time.

@@ -66,10 +66,10 @@ class RelPositionMultiHeadedAttention(Layer):
     def attend(self, x: Array, memory: dict[str, Any], **target: Array) -> Array:
         """Return the outputs of a chunk (T, D); `out` and `added` are those of `Weights.rows`."""
         past: KeysAndValues = memory["past"]
-        span, context = past.append(len(x)), np.empty(x.shape, np.float32)
-        runs = past.keys, past.values, past.positions
-        self._kernel(self._project.rows(x), self._biases, *runs, span, context)
-        return self._out.weights.rows(context, **target)
+        span, projected = past.append(len(x)), self._project.rows(x)
+        given = projected, self._biases, past.keys, past.values, past.positions, span
+        self._kernel(*given)
+        return self._out.weights.rows(projected[:, : self.input_size], **target)
 
 
 class KeysAndValues:
