@@ -27,17 +27,17 @@ def work(encoder):
     """Return multiply-adds and bytes of weights of a window: those of dense layers."""
     counted = []
 
-    def count(self, x, y, tap):
-        counted.append((y.size * self.n_inputs * self._taps, self._packed.nbytes))
+    def count(self, x, y, added):
+        counted.append((y.size * self._work, self._packed.nbytes))
         y[...] = 0
 
-    stream, multiply = encoder.stream(CHUNK), parameters.Weights._multiply
+    stream, run = encoder.stream(CHUNK), parameters.Weights._run
     stream.process(np.zeros((4 * CHUNK - 1, encoder.input_size), np.float32))
-    parameters.Weights._multiply = count
+    parameters.Weights._run = count
     try:
         stream.process(np.zeros((4 * CHUNK, encoder.input_size), np.float32))
     finally:
-        parameters.Weights._multiply = multiply
+        parameters.Weights._run = run
     return np.sum(counted, axis=0)
 
 

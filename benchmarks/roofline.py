@@ -114,9 +114,9 @@ _dense = compiled(dense.dense)
 
 
 @compiled
-def _dense_again(repetitions, x, y, weights):
+def _dense_again(repetitions, x, y, weights, nothing, steps):
     for _ in range(repetitions):
-        _dense(x, y, weights, 1, 0)
+        _dense(x, y, weights, nothing, nothing, steps)
 
 
 def _dense_loop(eight_bits):
@@ -126,10 +126,12 @@ def _dense_loop(eight_bits):
     bias, scale = rng.random((2, WIDTH), np.float32)
     weight = rng.integers(-127, 128, (WIDTH, WIDTH)).astype(np.int8 if eight_bits else np.float32)
     packed = dense.pack(weight, bias, scale if eight_bits else None)
-    _dense_again(1, x, y, packed)
+    nothing, steps = np.empty((0, 0), np.float32), np.zeros(1, dense.STEPS)
+    steps["taps"] = steps["stride"] = 1
+    _dense_again(1, x, y, packed, nothing, steps)
     expected = x[0] @ weight.T.astype(float) * (scale if eight_bits else 1) + bias
     np.testing.assert_allclose(y[0], expected, atol=1e-5 * np.abs(expected).max())
-    return lambda: _dense_again(PRODUCTS, x, y, packed)
+    return lambda: _dense_again(PRODUCTS, x, y, packed, nothing, steps)
 
 
 def report_tiles(effort, options):
