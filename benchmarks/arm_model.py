@@ -16,19 +16,14 @@ import subprocess
 
 import report
 
+# With 8 lanes, as on aarch64, whatever this processor has.
 os.environ |= {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
 
 import llvmlite.binding as llvm
 import numba
-from llvmlite import ir
 from numba import float32, int8, int64, types
 
-from edgeconv.kernels import ring, vectors
-
-# As the kernels choose on aarch64, whatever this processor has; tiles are emitted later.
-vectors.LANES, vectors.VECTOR = 8, 32
-vectors._VECTOR = ir.VectorType(ir.FloatType(), 8)
-from edgeconv.kernels import dense  # noqa: E402 - with these lanes
+from edgeconv.kernels import dense, ring
 
 TRIPLE = "aarch64-unknown-linux-gnu"
 # LLVM's models start one fused multiply-add of 4 floats in a cycle, or two of them: 8 or 16 flop.

@@ -6,13 +6,16 @@ Addresses, strides and distances are integers and count bytes.
 import inspect
 
 from llvmlite import binding, ir
-from numba import float32, float64, int8, int64, types
+from numba import config, float32, float64, int8, int64, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 # One 512-bit vector where there are such, else 8 lanes: 8 accumulators, 4 taps and a row then take
 # 26 of NEON's 32 registers (two to a vector) and 13 of AVX2's 16.
-LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
+_FEATURES = config.CPU_FEATURES  # if a user chose
+if _FEATURES is None:
+    _FEATURES = binding.get_host_cpu_features().flatten()
+LANES = 16 if "+avx512f" in _FEATURES else 8
 VECTOR = 4 * LANES
 BLOCK = 2 * LANES  # outputs of a dense layer whose weights lie together
 
