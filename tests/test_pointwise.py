@@ -107,6 +107,28 @@ def test_a_gate_is_the_sigmoid_times_the_other_half():
     assert distance(y, exact).max() <= AT_MOST
 
 
+def test_powers_are_squares_of_cosines_and_sines():
+    x = np.float32([[3, 4, 5, 6, 7], [1, 0, -1, -2, np.nan]])  # 3 cosines, 2 sines
+    y = np.empty((2, 3), np.float32)
+    pointwise.kernel(pointwise.power)(x, y)
+    assert same_bits(y, np.float32([[9, 16 + 36, 25 + 49], [1, 4, np.nan]]))
+
+
+def test_a_standardised_logarithm_is_that_of_something():
+    x = np.float32([[0, 1, 5], [np.nan, 0.25, np.inf]])
+    mean, deviation = np.float32([1, 2, 3]), np.float32([3, 2, 1])
+    expected = apply("log", np.maximum(x, np.float32(0.5)))
+    pointwise.kernel(pointwise.standardised_log)(x, np.float32(0.5), mean, deviation)
+    assert same_bits(x, (expected - mean) / deviation)
+
+
+def test_16_bit_samples_are_scaled_exactly():
+    samples = np.arange(-(2**15), 2**15).astype(np.int16)[::-1]
+    y = np.empty(len(samples), np.float32)
+    pointwise.kernel(pointwise.scaled)(samples, y)
+    assert (y * 32768 == samples).all()
+
+
 @given(st.integers(1, 70), st.integers(0, 9), seeds)
 def test_a_layer_norm_adds_in_its_order(size, before, seed):
     rng = np.random.default_rng(seed)

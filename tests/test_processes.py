@@ -4,14 +4,17 @@ import importlib
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from processes import passes
 from reference import same_bits
 
+import edgeconv
 from edgeconv import DepthwiseConvolution
 
+WEIGHTS = Path(__file__).parents[1] / "weights"
 MOVES = """
 import copy, multiprocessing
 import numpy as np
@@ -148,6 +151,21 @@ def test_short_calls_keep_the_interpreters_lock_and_long_ones_give_it_up(patient
     short_calls()  # the first of all loads parts of Numba
     assert turns_of_another_thread(short_calls) == 0
     assert turns_of_another_thread(long_call) > 0
+
+
+def test_a_recogniser_keeps_the_lock_until_it_searches(patient_threads):
+    recogniser = edgeconv.load_recogniser(WEIGHTS / "cards-and-commands.npz")
+    stream, encoder = recogniser.stream(), recogniser.encoder.stream()
+    samples = np.zeros(1600, np.int16)
+    chunk = np.zeros((80, recogniser.encoder.input_size), np.float32)
+
+    def short_calls():
+        for _ in range(5):  # less than a window
+            stream.accept_waveform(16000, samples)
+        for _ in range(5):
+            encoder.process(chunk)
+
+    assert turns_of_another_thread(short_calls) == 0
 
 
 def test_a_stream_that_another_thread_uses_refuses_everything():

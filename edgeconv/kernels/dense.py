@@ -37,9 +37,9 @@ from edgeconv.kernels.vectors import (
     take_lock,
 )
 
-# Multiply-adds from which a call lets other Python threads run: some 0.7 ms on a PC, 5 ms on a
+# Multiply-adds from which a call lets other Python threads run: some 1 ms on a PC, 10 ms on a
 # Raspberry Pi. Beside two busy threads, each such call may wait 10 ms to have the lock back.
-LONG = 1 << 25
+LONG = 1 << 26
 
 # Multiply-adds from which threads share a call: some 20 us, four times what a loop costs them.
 SHARED = 1 << 20

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numba import float32, float64, int64, types, void
+from numba import float32, float64, int16, int64, types, void
 
 from edgeconv.kernels import compiled, entry
 from edgeconv.kernels.vectors import (
@@ -241,6 +241,34 @@ def multiply(x, y):
     return_to_mode(mode)
 
 
+def power(x, y):
+    """Write y (T, n), squares of the first n columns of x; y[:, 1:] take those of the rest, too."""
+    mode = enter_usual_mode()
+    n_frames, n = y.shape
+    for t in range(n_frames):
+        for i in range(n):
+            y[t, i] = x[t, i] * x[t, i]
+        for i in range(x.shape[1] - n):
+            y[t, 1 + i] += x[t, n + i] * x[t, n + i]
+    return_to_mode(mode)
+
+
+def standardised_log(x, floor, mean, deviation):
+    """Replace x (T, D) by logarithms of what is at least `floor`, less a mean, by a deviation."""
+    mode = enter_usual_mode()
+    for t in range(len(x)):
+        for i in range(x.shape[1]):
+            number = floor if x[t, i] < floor else x[t, i]
+            x[t, i] = (float32(log(float64(number))) - mean[i]) / deviation[i]
+    return_to_mode(mode)
+
+
+def scaled(x, y):
+    """Write y (n,), 16-bit samples as numbers from -1 to 1."""
+    for i in range(len(y)):
+        y[i] = float32(x[i]) / float32(32768)
+
+
 def copy(x, y):
     """Write y, a copy of x (T, F, C)."""
     n_frames, n_rows, size = y.shape
@@ -281,6 +309,7 @@ def normalise(x, y, affine, kind, eps, partial):
 
 
 _ROWS, _READ = types.Array(float32, 2, "C"), types.Array(float32, 2, "C", readonly=True)
+_NUMBERS = types.Array(float32, 1, "C", readonly=True)
 _SIGNATURES = {
     softmax_rows: void(_ROWS),
     log_softmax_rows: void(_READ, _ROWS),
@@ -288,6 +317,9 @@ _SIGNATURES = {
     gate: void(_READ, _ROWS),
     add: void(_READ, _ROWS, float32),
     multiply: void(_READ, _ROWS),
+    power: void(_READ, _ROWS),
+    standardised_log: void(_ROWS, float32, _NUMBERS, _NUMBERS),
+    scaled: void(types.Array(int16, 1, "A", readonly=True), types.Array(float32, 1, "C")),
     copy: void(types.Array(float32, 3, "A", readonly=True), types.Array(float32, 3, "A")),
     normalise: void(_READ, _ROWS, _READ, int64, float32, int64),
 }

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from edgeconv.arguments import float32, integers
 from edgeconv.checkpoint import CheckpointError
 from edgeconv.layers.activation import Activation
-from edgeconv.layers.layer import Array, Geometry, Layer
+from edgeconv.layers.layer import Array, Geometry, Layer, joined
 from edgeconv.layers.linear import Linear
 from edgeconv.layers.parameters import Weights
 
+_ZERO = bytes(4)
 PIECE = 16  # frames convolved together: what comes of them fits in the second-level cache
 
 
@@ -96,8 +97,7 @@ class ConvInput(Layer):
             for frames in memory.values():
                 x = frames.push(x, is_end)
             outputs.append(x.reshape(len(x), self._out.input_size))
-        flat = np.concatenate(outputs) if len(outputs) > 1 else np.ascontiguousarray(outputs[0])
-        return self._out._run(flat, {})
+        return self._out._run(joined(outputs, self._out.input_size), {})
 
 
 def _last(state: Mapping[str, Any], prefix: str, rows: int, channels: int, is_vgg: bool) -> Linear:
@@ -194,10 +194,13 @@ class Frames:
         stage, padding = self._stage, self._stage.padding
         ahead = int(is_end and padding)
         latest = len(self._frames)
-        frames = np.zeros((latest + len(x) + ahead, *self._frames.shape[1:]), np.float32)
+        frames = np.empty((latest + len(x) + ahead, *self._frames.shape[1:]), np.float32)
         rows = slice(padding, padding + stage.n_rows)
         self._copy(self._frames, frames[:latest])
         self._copy(x, frames[latest : latest + len(x), rows])
+        if padding:
+            for edge in (frames[latest:, :1], frames[latest:, -1:], frames[len(frames) - ahead :]):
+                self._copy(np.ndarray(edge.shape, np.float32, _ZERO, 0, (0, 0, 0)), edge)
         n = max(0, (len(frames) - stage.reach) // stage.stride + 1)
         y = stage.run(frames, n) if n else np.empty((0, *stage.output_shape), np.float32)
         rest = frames[n * stage.stride :]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
@@ -198,14 +198,14 @@ class Stream:
         self.frames_in += len(x)
         if not self._layer.chunked:
             return self._counted([self._layer._run(x, self._memory)] if len(x) else [])
-        if len(self._waiting):  # NumPy's copy gives the interpreter's lock up
-            x = np.concatenate([self._waiting, x])
+        if len(self._waiting):
+            x = joined([self._waiting, x], x.shape[1])
         outputs, done = [], 0
         while len(x) - done >= self._missing:
             outputs.append(self._layer._run(x[done : done + self._missing], self._memory))
             done += self._missing
             self._missing = self._size
-        self._waiting = x[done:].copy()
+        self._waiting = joined([x[done:]], x.shape[1])
         return self._counted(outputs)
 
     @in_turn
@@ -228,11 +228,7 @@ class Stream:
 
     def _counted(self, outputs: list[Array]) -> Array:
         """Return outputs as one array, and count them."""
-        if len(outputs) == 1:
-            y = outputs[0]
-        else:
-            none = np.empty((0, self._layer.output_size), np.float32)
-            y = np.concatenate([none, *outputs])
+        y = outputs[0] if len(outputs) == 1 else joined(outputs, self._layer.output_size)
         self.frames_out += len(y)
         return y
 
@@ -286,6 +282,17 @@ class Stream:
 
     def __repr__(self) -> str:
         return f"<Stream of {self._name}, {self.frames_in} frames in>"
+
+
+def joined(parts: Sequence[Array], width: int) -> Array:
+    """Return frames (T, width) behind each other, as NumPy does, which gives the lock up for it."""
+    from edgeconv.kernels import pointwise
+
+    y, done = np.empty((sum(map(len, parts)), width), np.float32), 0
+    for x in parts:
+        pointwise.kernel(pointwise.copy)(x[:, None], y[done : done + len(x), None])
+        done += len(x)
+    return y
 
 
 def checked_geometry(chunk_size: object, left_context: object) -> Geometry:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from edgeconv.arguments import float32, integer
 from edgeconv.checkpoint import CheckpointError
 from edgeconv.checkpoint.error import check_choice, counted, misfit, section, shown
-from edgeconv.layers.activation import Activation
-from edgeconv.layers.layer import Array
+from edgeconv.layers.layer import Array, joined
 from edgeconv.layers.parameters import Weights, tensor
 
 MELS = "frontend.logmel.melmat"
+_FLOOR = np.float32(1e-10)  # of a mel power
 BLOCK = 256  # frames whose spectra are in memory at once
 # Windows of PyTorch as sums of cosines: w[n] = sum over i of a[i] * cos(2 pi i n / N).
 WINDOWS = {
@@ -41,6 +41,8 @@ class Features:
     """
 
     def __init__(self, state: Mapping[str, Any], configuration: Mapping[str, Any]) -> None:
+        from edgeconv.kernels import pointwise
+
         if configuration.get("input_size") is not None or MELS not in state:
             found = shown(configuration.get("input_size"))
             expected = f"a recogniser must have a frontend with {MELS}, and no input_size"
@@ -63,7 +65,8 @@ class Features:
         rows = (_waves(self.n_fft, self._first, size) * window).astype(np.float32)
         self._transform = Weights({"w.weight": rows}, "w", shape=rows.shape)
         self._mels = Weights({"w.weight": np.ascontiguousarray(mels.T)}, "w", shape=("N", "K"))
-        self._log = Activation("log")
+        self._power = pointwise.kernel(pointwise.power)
+        self._standardised_log = pointwise.kernel(pointwise.standardised_log)
         kind, options = configuration.get("normalize"), section(configuration, "normalize_conf")
         check_choice("normalize", kind, [None, "global_mvn", "utterance_mvn"])
         # By its own mean, so that no utterance can be streamed.
@@ -90,16 +93,10 @@ class Features:
             out = features[start : start + BLOCK]
             first = 4 * (start * self.hop_length + self._first)
             frames = np.ndarray((len(out), size), np.float32, samples.data, first, strides)
-            waves = self._transform.rows(frames)
-            waves *= waves
-            n_cosines = self._mels.n_inputs
-            power, sines = waves[:, :n_cosines], waves[:, n_cosines:]
-            power[:, 1 : 1 + sines.shape[1]] += sines
+            power = np.empty((len(out), self._mels.n_inputs), np.float32)
+            self._power(self._transform.rows(frames), power)
             self._mels.rows(power, out)
-        np.maximum(features, np.float32(1e-10), out=features)
-        self._log(features)
-        features -= self._mean
-        features /= self._std
+        self._standardised_log(features, _FLOOR, self._mean, self._std)
         return features
 
     def _normalised_by_itself(self, features: Array) -> Array:
@@ -124,7 +121,7 @@ class FeatureStream:
 
     def process(self, samples: Array) -> Array:
         """Take samples (n,); return the features that are now final."""
-        samples = np.concatenate([self._samples, samples])
+        samples = joined([self._samples[:, None], samples[:, None]], 1)[:, 0]
         half = self._features.n_fft // 2
         if self._next < 0:
             if len(samples) <= half:
@@ -153,7 +150,7 @@ class FeatureStream:
         y = self._features.of_frames(samples[self._next :], n)
         self._next += n * hop
         first = min(self._next, latest)
-        self._samples, self._next = samples[first:].copy(), self._next - first
+        self._samples, self._next = joined([samples[first:, None]], 1)[:, 0], self._next - first
         return y
 
     def reset(self) -> None:

@@ -116,6 +116,7 @@ class RecogniserStream:
         padding: int,
         rules: EndpointRules | None,
     ) -> None:
+        checked_samples(np.zeros(1, np.int16))  # so that it is compiled
         self._features, self._encoder = FeatureStream(features), encoder
         self._search, self._transcript, self._rules = search, transcript, rules
         self._window, self._padding, self._rate = window, padding, features.sample_rate  # samples
@@ -307,7 +308,11 @@ def checked_samples(samples: Any) -> Array:
         one = "pass one channel, such as `samples[:, 0]`"
         raise ValueError(f"`samples` must have shape (n,), got {samples.shape}; {one}")
     if samples.dtype == np.int16:
-        return as_float32(samples) / np.float32(32768)
+        from edgeconv.kernels import pointwise
+
+        integers, x = np.asarray(samples), np.empty(len(samples), np.float32)
+        pointwise.kernel(pointwise.scaled)(np.require(integers, requirements="A"), x)
+        return x
     x = as_float32(samples)
     loudest = np.abs(x).max(initial=0)
     if not loudest <= LOUDEST:  # NaN is not
