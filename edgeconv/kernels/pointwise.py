@@ -299,6 +299,23 @@ def norm(x, y, affine, kind, eps, partial):
         y[i] = fused((x[i] - mean) * scale, affine[0, i], affine[1, i])
 
 
+def largest(x, y, size):
+    """Write y (T, F, C), the largest of `size` frames and rows of x, or what is left; stride 2.
+
+    NaN is larger than anything.
+    """
+    for t in range(len(y)):
+        for row in range(y.shape[1]):
+            out = y[t, row]
+            out[:] = x[2 * t, 2 * row]
+            for i in range(2 * t, min(2 * t + size, len(x))):
+                for j in range(2 * row, min(2 * row + size, x.shape[1])):
+                    for c in range(len(out)):
+                        number = x[i, j, c]
+                        is_larger = (number > out[c]) | (number != number)
+                        out[c] = number if is_larger else out[c]
+
+
 def normalise(x, y, affine, kind, eps, partial):
     """Write y (T, D), the norms of the last D columns of x."""
     mode = enter_usual_mode()
@@ -321,6 +338,7 @@ _SIGNATURES = {
     standardised_log: void(_ROWS, float32, _NUMBERS, _NUMBERS),
     scaled: void(types.Array(int16, 1, "A", readonly=True), types.Array(float32, 1, "C")),
     copy: void(types.Array(float32, 3, "A", readonly=True), types.Array(float32, 3, "A")),
+    largest: void(types.Array(float32, 3, "C", readonly=True), types.Array(float32, 3, "C"), int64),
     normalise: void(_READ, _ROWS, _READ, int64, float32, int64),
 }
 

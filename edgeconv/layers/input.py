@@ -158,21 +158,17 @@ class Largest(Stage):
     """The largest of neighbouring numbers, with stride 2; the last window may be smaller."""
 
     def __init__(self, shape: tuple[int, int], size: int) -> None:
+        from edgeconv.kernels import pointwise
+
         super().__init__(*shape, size, 2, 0)
+        self._largest = pointwise.kernel(pointwise.largest)
         self.output_shape = -(-(self.n_rows - size) // 2) + 1, self.channels
 
     def run(self, x: Array, n: int) -> Array:
-        """Take the largest: first of frames, then of rows."""
-        shifted = [x[i : i + 2 * n - 1 : 2] for i in range(min(self.reach, len(x)))]
-        y = shifted[0]
-        for other in shifted[1:]:
-            y = np.maximum(y, other)
-        rows = self.output_shape[0]
-        largest = y[:, : 2 * rows - 1 : 2].copy()
-        for i in range(1, self.reach):
-            other = y[:, i : i + 2 * rows - 1 : 2]
-            np.maximum(largest[:, : other.shape[1]], other, out=largest[:, : other.shape[1]])
-        return largest
+        """Take the largest of frames and rows."""
+        y = np.empty((n, *self.output_shape), np.float32)
+        self._largest(x, y, self.reach)
+        return y
 
     def run_end(self, x: Array) -> Array:
         """Take the largest of what there is."""
