@@ -122,6 +122,24 @@ def test_a_standardised_logarithm_is_that_of_something():
     assert same_bits(x, (expected - mean) / deviation)
 
 
+def test_the_largest_of_what_is_there():
+    x = np.random.default_rng(0).standard_normal((6, 7, 5), np.float32)
+    x[3, 4, 1] = np.nan
+    for size, shape in ((2, (3, 4, 5)), (3, (3, 4, 5))):
+        y = np.empty(shape, np.float32)
+        pointwise.kernel(pointwise.largest)(x, y, size)
+        for t, row in np.ndindex(shape[:2]):
+            window = x[2 * t : 2 * t + size, 2 * row : 2 * row + size]
+            assert same_bits(y[t, row], window.max(axis=(0, 1)))
+
+
+def test_the_loudest_sample():
+    loudest = pointwise.kernel(pointwise.loudest)
+    assert loudest(np.float32([])) == 0
+    assert loudest(np.float32([0.5, -0.75, 0.25])) == 0.75
+    assert np.isnan(loudest(np.float32([0.5, np.nan, 2])))
+
+
 def test_16_bit_samples_are_scaled_exactly():
     samples = np.arange(-(2**15), 2**15).astype(np.int16)[::-1]
     y = np.empty(len(samples), np.float32)

@@ -153,14 +153,15 @@ def test_short_calls_keep_the_interpreters_lock_and_long_ones_give_it_up(patient
     assert turns_of_another_thread(long_call) > 0
 
 
-def test_a_recogniser_keeps_the_lock_until_it_searches(patient_threads):
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+def test_a_recogniser_keeps_the_lock_until_it_searches(patient_threads, kind):
     recogniser = edgeconv.load_recogniser(WEIGHTS / "cards-and-commands.npz")
-    stream, encoder = recogniser.stream(), recogniser.encoder.stream()
-    samples = np.zeros(1600, np.int16)
+    streams, encoder = [recogniser.stream() for _ in range(100)], recogniser.encoder.stream()
+    samples = np.zeros(1600, kind)
     chunk = np.zeros((80, recogniser.encoder.input_size), np.float32)
 
     def short_calls():
-        for _ in range(5):  # less than a window
+        for stream in 5 * streams:  # less than a window each
             stream.accept_waveform(16000, samples)
         for _ in range(300):
             encoder.process(chunk)

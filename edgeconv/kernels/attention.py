@@ -47,11 +47,14 @@ def attend(projected, biases, keys, values, positions, span):
     n_frames, width = len(projected), biases.shape[1]
     n_heads, size, wide = keys.shape[0], keys.shape[1], values.shape[2]
     first, n, zero = span[0], span[1], span[2]
+    root = np.sqrt(float32(size))
+    queries = np.empty((2, n_frames, width), np.float32)
+    scores = np.empty((MOST, n + BLOCK), np.float32)
+    shifted = np.empty((MOST, n + MOST + BLOCK), np.float32)
+    context = np.empty((MOST, wide), np.float32)
     is_long = 2 * n_frames * width * n >= LONG
     thread = give_up_lock() if is_long else 0
     mode = enter_usual_mode()
-    root = np.sqrt(float32(size))
-    queries = np.empty((2, n_frames, width), np.float32)
     for t in range(n_frames):
         key = first + n - n_frames + t
         for head in range(n_heads):
@@ -61,9 +64,6 @@ def attend(projected, biases, keys, values, positions, span):
                 queries[1, t, column] = projected[t, column] + biases[1, column]
                 keys[head, i, key] = projected[t, width + column]
                 values[key, head, i] = projected[t, 2 * width + column]
-    scores = np.empty((MOST, n + BLOCK), np.float32)
-    shifted = np.empty((MOST, n + MOST + BLOCK), np.float32)
-    context = np.empty((MOST, wide), np.float32)
     tiles = -(-n_frames // MOST)
     for job in range(n_heads * tiles * 3):
         head, rest = divmod(job, 3 * tiles)

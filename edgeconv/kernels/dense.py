@@ -9,8 +9,8 @@ zeros. A block is one run of memory:
 A dense layer has one tap. A convolution has one for each row of its kernel, with K = columns *
 channels of it, which are one run of its input.
 
-What stands before a layer and behind it, a norm, a function, a sum, is part of its call: a kernel
-leaves little of Python in the caches, and each more step of that costs 10 us.
+What stands before a layer and behind it, a norm, a function, a sum, is part of its call: kernels
+leave little of Python in the caches, so that each further step of that is slow.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from edgeconv.kernels.vectors import (
     take_lock,
 )
 
-# Multiply-adds from which a call lets other Python threads run: some 1 ms on a PC, 10 ms on a
-# Raspberry Pi. Beside two busy threads, each such call may wait 10 ms to have the lock back.
+# Multiply-adds from which a call lets other Python threads run: 1 or 2 ms on a PC. Beside two busy
+# threads, each such call may wait 10 ms to have the lock back.
 LONG = 1 << 26
 
-# Multiply-adds from which threads share a call: some 20 us, four times what a loop costs them.
+# Multiply-adds from which threads share a call: some 20 us on a PC, four times what a loop costs.
 SHARED = 1 << 20
 
 # As many accumulators as there are registers for: 16 in AVX2, 32 in NEON (two to a vector) and
@@ -179,10 +179,11 @@ def dense(x, y, w, affine, added, steps):
     affine (2, K) are a norm's factors and offsets, added (rows, N) is a term; or both are empty.
     """
     step = steps[0]
+    mode = enter_usual_mode()
+    normed = _normed(x, affine, step)  # before the lock is given up, as memory may lack
     is_long = y.size * step.taps * x.shape[2] >= LONG
     thread = give_up_lock() if is_long else 0
-    mode = enter_usual_mode()
-    _run_blocks(x, _normed(x, affine, step), y, w, added, step, 0, 1)
+    _run_blocks(x, normed, y, w, added, step, 0, 1)
     return_to_mode(mode)
     if is_long:
         take_lock(thread)
@@ -190,11 +191,11 @@ def dense(x, y, w, affine, added, steps):
 
 def dense_in_parallel(x, y, w, affine, added, steps, gate):
     """Do what `dense` does, a part for each of equal steps; BUSY if there is another such loop."""
-    if exchange(int64(gate.ctypes.data), 0, 1) != 0:
-        return BUSY
     mode = enter_usual_mode()
     normed = _normed(x, affine, steps[0])
     return_to_mode(mode)
+    if exchange(int64(gate.ctypes.data), 0, 1) != 0:
+        return BUSY
     for part in prange(len(steps)):
         mode = enter_usual_mode()
         _run_blocks(x, normed, y, w, added, steps[part], part, len(steps))

@@ -269,6 +269,15 @@ def scaled(x, y):
         y[i] = float32(x[i]) / float32(32768)
 
 
+def loudest(x):
+    """Return the largest size of x (n,), NaN if there is one."""
+    most = float32(0)
+    for i in range(len(x)):
+        size = abs(x[i])
+        most = size if (size > most) | (size != size) else most
+    return most
+
+
 def copy(x, y):
     """Write y, a copy of x (T, F, C)."""
     n_frames, n_rows, size = y.shape
@@ -304,6 +313,7 @@ def largest(x, y, size):
 
     NaN is larger than anything.
     """
+    mode = enter_usual_mode()
     for t in range(len(y)):
         for row in range(y.shape[1]):
             out = y[t, row]
@@ -314,6 +324,7 @@ def largest(x, y, size):
                         number = x[i, j, c]
                         is_larger = (number > out[c]) | (number != number)
                         out[c] = number if is_larger else out[c]
+    return_to_mode(mode)
 
 
 def normalise(x, y, affine, kind, eps, partial):
@@ -337,6 +348,7 @@ _SIGNATURES = {
     power: void(_READ, _ROWS),
     standardised_log: void(_ROWS, float32, _NUMBERS, _NUMBERS),
     scaled: void(types.Array(int16, 1, "A", readonly=True), types.Array(float32, 1, "C")),
+    loudest: float32(_NUMBERS),
     copy: void(types.Array(float32, 3, "A", readonly=True), types.Array(float32, 3, "A")),
     largest: void(types.Array(float32, 3, "C", readonly=True), types.Array(float32, 3, "C"), int64),
     normalise: void(_READ, _ROWS, _READ, int64, float32, int64),

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 _FEATURES = config.CPU_FEATURES  # if a user chose
 if _FEATURES is None:
     _FEATURES = binding.get_host_cpu_features().flatten()
-LANES = 16 if "+avx512f" in _FEATURES else 8
+LANES = 16 if "+avx512f" in _FEATURES.split(",") else 8
 VECTOR = 4 * LANES
 BLOCK = 2 * LANES  # outputs of a dense layer whose weights lie together
 

@@ -18,7 +18,8 @@ class FeedForward(Layer):
     Parameters
     ----------
     expand, contract : Linear
-        The two dense layers, ``w_1`` with the activation, and ``w_2``.
+        The two dense layers, ``w_1`` with the activation, and with the norm if there is one, and
+        ``w_2``.
     """
 
     def __init__(self, expand: Linear, contract: Linear) -> None:
@@ -36,7 +37,11 @@ class FeedForward(Layer):
         norm: Norm | None = None,
         factor: float = 1.0,
     ) -> FeedForward:
-        """Take ``prefix.w_1`` and ``prefix.w_2`` out of a state dict; for `norm`, see `add_to`."""
+        """
+        Take ``prefix.w_1`` and ``prefix.w_2`` out of a state dict.
+
+        `norm` is that of the inputs; `factor` counts in `add_to` alone.
+        """
         if isinstance(activation, str):
             activation = Activation(activation)
         expand = Linear.from_state_dict(state, f"{prefix}.w_1", norm=norm, activation=activation)
@@ -48,5 +53,5 @@ class FeedForward(Layer):
         return self._contract.rows(self._expand.rows(x))
 
     def add_to(self, x: Array) -> Array:
-        """Return ``x + factor * f(norm(x))``, where f is this layer."""
+        """Return the sum of x and of `factor` times the outputs."""
         return self._contract.rows(self._expand.rows(x), added=x)

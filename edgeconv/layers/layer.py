@@ -284,13 +284,14 @@ class Stream:
         return f"<Stream of {self._name}, {self.frames_in} frames in>"
 
 
-def joined(parts: Sequence[Array], width: int) -> Array:
-    """Return frames (T, width) behind each other, as NumPy does, which gives the lock up for it."""
+def joined(parts: Sequence[Array], *shape: int) -> Array:
+    """Return arrays (n, *shape) behind each other; NumPy would give the interpreter's lock up."""
     from edgeconv.kernels import pointwise
 
-    y, done = np.empty((sum(map(len, parts)), width), np.float32), 0
+    y, done = np.empty((sum(map(len, parts)), *shape), np.float32), 0
+    before = (None,) * (3 - y.ndim)
     for x in parts:
-        pointwise.kernel(pointwise.copy)(x[:, None], y[done : done + len(x), None])
+        pointwise.kernel(pointwise.copy)(x[before], y[done : done + len(x)][before])
         done += len(x)
     return y
 

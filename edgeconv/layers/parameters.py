@@ -137,7 +137,7 @@ class Weights:
 
     def rows(self, x: Array, out: Array | None = None, *, added: Array = _NONE) -> Array:
         """
-        Return the outputs of rows (T, K), (T, N): a new array or `out`, of any strides.
+        Return the outputs of rows (T, K), (T, N): a new array or `out`, whose rows are runs.
 
         With `added`, (T, N), the sum of it and of `factor` times the outputs.
         """

@@ -121,13 +121,13 @@ class FeatureStream:
 
     def process(self, samples: Array) -> Array:
         """Take samples (n,); return the features that are now final."""
-        samples = joined([self._samples[:, None], samples[:, None]], 1)[:, 0]
+        samples = joined([self._samples, samples])
         half = self._features.n_fft // 2
         if self._next < 0:
             if len(samples) <= half:
                 self._samples = samples
                 return np.empty((0, self._features.n_mels), np.float32)
-            samples, self._next = np.concatenate([samples[half:0:-1], samples]), 0
+            samples, self._next = joined([samples[half:0:-1], samples]), 0
         return self._advance(samples, len(samples) - half - 1)
 
     def flush(self) -> Array:
@@ -150,7 +150,7 @@ class FeatureStream:
         y = self._features.of_frames(samples[self._next :], n)
         self._next += n * hop
         first = min(self._next, latest)
-        self._samples, self._next = joined([samples[first:, None]], 1)[:, 0], self._next - first
+        self._samples, self._next = joined([samples[first:]]), self._next - first
         return y
 
     def reset(self) -> None:

@@ -116,7 +116,8 @@ class RecogniserStream:
         padding: int,
         rules: EndpointRules | None,
     ) -> None:
-        checked_samples(np.zeros(1, np.int16))  # so that it is compiled
+        for kind in (np.int16, np.float32):  # so that all is compiled
+            checked_samples(np.zeros(1, kind))
         self._features, self._encoder = FeatureStream(features), encoder
         self._search, self._transcript, self._rules = search, transcript, rules
         self._window, self._padding, self._rate = window, padding, features.sample_rate  # samples
@@ -307,14 +308,14 @@ def checked_samples(samples: Any) -> Array:
     if samples.ndim != 1:
         one = "pass one channel, such as `samples[:, 0]`"
         raise ValueError(f"`samples` must have shape (n,), got {samples.shape}; {one}")
-    if samples.dtype == np.int16:
-        from edgeconv.kernels import pointwise
+    from edgeconv.kernels import pointwise
 
+    if samples.dtype == np.int16:
         integers, x = np.asarray(samples), np.empty(len(samples), np.float32)
         pointwise.kernel(pointwise.scaled)(np.require(integers, requirements="A"), x)
         return x
     x = as_float32(samples)
-    loudest = np.abs(x).max(initial=0)
+    loudest = pointwise.kernel(pointwise.loudest)(x)
     if not loudest <= LOUDEST:  # NaN is not
         divide = "if they are integers, pass int16 or divide by 32768"
         raise ValueError(f"`samples` must be finite and in [-1, 1], got up to {loudest}; {divide}")
