@@ -67,8 +67,7 @@ class RelPositionMultiHeadedAttention(Layer):
         """Return the outputs of a chunk (T, D); `out` and `added` are those of `Weights.rows`."""
         past: KeysAndValues = memory["past"]
         span, projected = past.append(len(x)), self._project.rows(x)
-        given = projected, self._biases, past.keys, past.values, past.positions, span
-        self._kernel(*given)
+        self._kernel(projected, self._biases, past.keys, past.values, past.positions, span)
         return self._out.weights.rows(projected[:, : self.input_size], **target)
 
 
