@@ -4,19 +4,20 @@ It runs in a process of its own, with the vector width or the processor's featur
 """
 
 import hashlib
-import os
 import sys
 from pathlib import Path
 
 import llvmlite.binding as llvm
 import numpy as np
+from numba import config
 
 if "--other-lanes" in sys.argv:
-    features = llvm.get_host_cpu_features()
-    os.environ["NUMBA_CPU_NAME"] = llvm.get_host_cpu_name()
-    os.environ["NUMBA_CPU_FEATURES"] = features.flatten()
-    is_wide = bool(features.get("avx512f"))
-    llvm.get_host_cpu_features = lambda: {"avx512f": not is_wide}
+    features = config.CPU_FEATURES  # for which Numba compiles all the same
+    is_wide = llvm.get_host_cpu_features().get("avx512f")
+    config.CPU_FEATURES = "" if is_wide else "+avx512f"
+    import edgeconv.kernels.vectors  # noqa: F401 - which reads it
+
+    config.CPU_FEATURES = features
 
 from edgeconv.kernels import attention, dense, pointwise
 from edgeconv.kernels.vectors import BLOCK, LANES
