@@ -50,7 +50,7 @@ def espeak_variants() -> list[str]:
     return sorted(names - UNUSABLE)
 
 
-def command(text: str, voice: str, wav: Path, draw: Random, vary: bool) -> list[str]:
+def command(text: str, voice: str, wav: Path, draw: Random, vary_pitch: bool) -> list[str]:
     """Return the synthesiser's command, with a speed and pitch of its own for each sentence."""
     engine, name = voice.split(":")
     stretch = f"{draw.uniform(0.75, 1.3):.2f}"
@@ -61,7 +61,7 @@ def command(text: str, voice: str, wav: Path, draw: Random, vary: bool) -> list[
         return ["espeak-ng", *options, "-w", str(wav), text]
     if engine == "flite":
         options = ["-voice", name, "--setf", f"duration_stretch={stretch}"]
-        if vary:
+        if vary_pitch:
             mean, deviation = draw.uniform(80, 220), draw.uniform(5, 45)
             options += ["--setf", f"int_f0_target_mean={mean:.0f}"]
             options += ["--setf", f"int_f0_target_stddev={deviation:.0f}"]
@@ -70,7 +70,7 @@ def command(text: str, voice: str, wav: Path, draw: Random, vary: bool) -> list[
     return ["text2wave", "-eval", setting, "-o", str(wav)]
 
 
-def speak(text: str, voice: str, seed: int, vary: bool) -> np.ndarray:
+def speak(text: str, voice: str, seed: int, vary: bool, vary_pitch: bool) -> np.ndarray:
     """Say a sentence.
 
     Parameters
@@ -81,7 +81,9 @@ def speak(text: str, voice: str, seed: int, vary: bool) -> np.ndarray:
         Decides speed, pitch and the length of the vocal tract.
     vary : bool
         Whether to change the vocal tract: playing faster or slower moves the resonances with the
-        pitch, and makes of one recorded person many. Whether to change flite's pitch, too.
+        pitch, and makes of one recorded person many.
+    vary_pitch : bool
+        Whether to change flite's pitch.
 
     Returns
     -------
@@ -92,7 +94,7 @@ def speak(text: str, voice: str, seed: int, vary: bool) -> np.ndarray:
     play = f"{2 ** draw.uniform(-0.28, 0.28) if vary else 1:.3f}"
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder, "speech.wav")
-        spoken = command(text, voice, wav, draw, vary)
+        spoken = command(text, voice, wav, draw, vary_pitch)
         subprocess.run(spoken, input=text.encode(), check=True, capture_output=True)
         convert = ["sox", str(wav), "-t", "raw", "-r", str(RATE), "-e", "signed", "-b", "16", "-c"]
         convert += ["1", "-", "speed", play, "rate", str(RATE), "gain", "-n", "-3"]
@@ -108,11 +110,16 @@ def voice_of(split: str, draw: Random) -> str:
         return "flite:rms"
     if split in HELD_OUT:
         return f"espeak:{draw.choice(HELD_OUT[split])}"
-    shares = VOICES | ({"espeak": 0} if split >= f"train-{RECORDED:03}" else {})
+    shares = VOICES | ({"espeak": 0} if is_recorded(split) else {})
     voice = draw.choices(list(shares), shares.values())[0]
     taken = {name for names in HELD_OUT.values() for name in names}
     free = [name for name in espeak_variants() if name not in taken]
     return f"espeak:{draw.choice(free)}" if voice == "espeak" else voice
+
+
+def is_recorded(split: str) -> bool:
+    """Tell whether a part of the training speech is of recorded voices alone."""
+    return split.startswith("train") and split >= f"train-{RECORDED:03}"
 
 
 def make(split: str, count: int, folder: Path, jobs: int) -> None:
@@ -121,9 +128,9 @@ def make(split: str, count: int, folder: Path, jobs: int) -> None:
     texts = [sentence(draw) for _ in range(count)]
     voices = [voice_of(split, draw) for _ in range(count)]
     seeds = [draw.getrandbits(32) for _ in range(count)]
-    vary = [split.startswith("train")] * count
+    vary, vary_pitch = [split.startswith("train")] * count, [is_recorded(split)] * count
     with ThreadPoolExecutor(jobs) as pool:
-        spoken = list(pool.map(speak, texts, voices, seeds, vary))
+        spoken = list(pool.map(speak, texts, voices, seeds, vary, vary_pitch))
     lengths = [len(samples) for samples in spoken]
     audio = np.concatenate(spoken)
     unfinished = folder / "unfinished.npz"
