@@ -142,7 +142,8 @@ class Stream:
             and not self._missing
         ):
             try:
-                return int(kernel(x, y, self._memory, ALL_FRAMES))
+                n: int = kernel(x, y, self._memory, ALL_FRAMES)
+                return n
             except TypeError as error:  # for an array that is read-only or misaligned
                 if "No matching definition" not in str(error):
                     raise
