@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 Frames: TypeAlias = NDArray[np.float32]
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Lengths: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
-ALL_FRAMES = np.empty(0, np.int64)  # for the kernel: every row takes the whole chunk
-ALL_FRAMES.flags.writeable = False
 # Multiply-adds of one call, during which Ctrl-C waits: some 25 ms on a PC. From here on threads
 # pay: on a busy machine, two were up to 27 times slower than one on shorter work.
 PIECE, FRAME = 1 << 29, 1 << 12  # the latter is what a frame costs beside its own, in these
@@ -51,6 +49,7 @@ class Stream:
         self._headers = self._memory.view(np.int64)
         self._frames_in = self._headers[:, ring.FRAMES_IN]
         self._step, self._process = ring.kernel(dimensions), ring.kernel(dimensions + 1)
+        self._process_rows = None if batch_size is None else ring.rows_kernel()
 
     @property
     def memory(self) -> int:
@@ -81,7 +80,7 @@ class Stream:
         if n < 0:
             x = float32("frame", frame, self._frame_shape, self)
             y = check_out(y, self._frame_shape, x, frame, self)
-            n = self._call(self._step, x, y, ALL_FRAMES)
+            n = self._call(self._step, x, y)
         return (y if out is None else out) if n else None
 
     def process(
@@ -114,18 +113,19 @@ class Stream:
             if self._try(self._process, chunk, y) >= 0:
                 return y
         x = float32("chunk", chunk, (*self._leading, "T", self._conv.channels), self)
-        n_frames, valid = x.shape[-2], ALL_FRAMES
+        n_frames, kernel = x.shape[-2], self._process
+        taken, valid = [n_frames], []
         if lengths is not None:
             if not self._leading:
                 raise ValueError("`lengths` must be None for a stream without a batch")
-            valid = arguments.integers("lengths", lengths, 0, n_frames)
-            arguments.check_shape("lengths", valid, self._leading, self)
-        taken = valid.tolist() if lengths is not None else [n_frames]
+            valid = [arguments.integers("lengths", lengths, 0, n_frames)]
+            arguments.check_shape("lengths", valid[0], self._leading, self)
+            kernel, taken = self._process_rows, valid[0].tolist()
         ready = (self._frames_in - self.latency).tolist()
         counts = [max(0, t + n) - max(0, t) for t, n in zip(ready, taken, strict=False)]
         shape = (*self._leading, max(counts), self._conv.channels)
         y = np.empty(shape, np.float32) if out is None else check_out(out, shape, x, chunk, self)
-        self._call(self._process, x, y, valid)
+        self._call(kernel, x, y, *valid)
         y = y if out is None else out
         if lengths is None:
             return y
@@ -142,22 +142,22 @@ class Stream:
             and not self._missing
         ):
             try:
-                n: int = kernel(x, y, self._memory, ALL_FRAMES)
+                n: int = kernel(x, y, self._memory)
                 return n
             except TypeError as error:  # for an array that is read-only or misaligned
                 if "No matching definition" not in str(error):
                     raise
         return int(ring.REFUSED)
 
-    def _call(self, kernel: Any, x: Frames, y: Frames, lengths: Any) -> int:
+    def _call(self, kernel: Any, x: Frames, y: Frames, *lengths: NDArray[np.int64]) -> int:
         """Call a kernel with arrays that were checked; raise what its answer stands for."""
         if not self._missing:
-            n = int(kernel(x, y, self._memory, lengths))
+            n = int(kernel(x, y, self._memory, *lengths))
         elif np.shares_memory(x, y):
             n = ring.REFUSED
         else:  # zeros beside too few channels for a vector
             wide = np.empty((*y.shape[:-1], LANES), np.float32)
-            n = int(kernel(widened(x, self._missing), wide, self._memory, lengths))
+            n = int(kernel(widened(x, self._missing), wide, self._memory, *lengths))
             if n > 0:
                 y[...] = wide[..., : self._conv.channels]
         if n == ring.BUSY:
@@ -326,6 +326,6 @@ def convolve(
             ready = state.view(np.int64)[:, ring.FRAMES_IN] - conv.latency
             for row, (t, count) in enumerate(zip(ready.tolist(), n.tolist(), strict=True)):
                 own = out[row, max(0, t) : max(0, t + count)]
-                ring.kernel(2)(piece[row, :count], own, state[row : row + 1], ALL_FRAMES)
+                ring.kernel(2)(piece[row, :count], own, state[row : row + 1])
         latest[rows] = ring.read(state)[:, :channels]
     return np.ascontiguousarray(y[..., :channels]), latest

@@ -46,6 +46,8 @@ THREADS: int = config.NUMBA_NUM_THREADS
 PARTS = 8  # of the blocks of a row, for threads
 # Of parallel loops; compiled code alone closes it: no signal handler leaves it closed.
 GATE = np.zeros(1, np.int64)
+_ALL = np.empty(0, np.int64)
+_ALL.flags.writeable = False
 
 tile_8, tile_4 = make_tile(8, 1, group=4), make_tile(4, 1, group=4)
 # Sums of one frame wait for each other's roundings: those of four blocks fill the time.
@@ -118,7 +120,8 @@ def _plan(headers, n_frames, room, lengths, is_frame):
     return most if most == room or (is_frame and most == 0) else REFUSED
 
 
-def push(x, out, state, lengths):
+@compiled
+def _push(x, out, state, lengths):
     """Push a chunk (B, T, C), or the first `lengths[b]` frames of row b; all if that is empty.
 
     Returns how many outputs a row has at most; REFUSED if shapes do not fit or arrays overlap, and
@@ -159,6 +162,16 @@ def push(x, out, state, lengths):
     return most
 
 
+def push(x, out, state):
+    """Push all frames of a chunk; see `_push`. One array less to look at is 60 ns less of Numba."""
+    return _push(x, out, state, _ALL)
+
+
+def push_rows(x, out, state, lengths):
+    """Push the first `lengths[b]` frames of each row of a batch."""
+    return _push(x, out, state, lengths)
+
+
 def push_in_parallel(x, y, state, lengths, gate):
     """Push the next `lengths[b]` frames of whole signals; `y` (B, T, C) is for all their outputs.
 
@@ -196,8 +209,13 @@ _STATE, _LENGTHS = _floats(2), types.Array(int64, 1, "C", readonly=True)
 @functools.cache
 def kernel(dimensions: int) -> Any:
     """Return `push` for arrays of so many dimensions, compiled."""
-    arrays = _floats(dimensions, readonly=True), _floats(dimensions), _STATE, _LENGTHS
-    return entry(push, int64(*arrays))
+    return entry(push, int64(_floats(dimensions, readonly=True), _floats(dimensions), _STATE))
+
+
+@functools.cache
+def rows_kernel() -> Any:
+    """Return `push_rows`, compiled."""
+    return entry(push_rows, int64(_floats(3, readonly=True), _floats(3), _STATE, _LENGTHS))
 
 
 @functools.cache
