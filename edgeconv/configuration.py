@@ -21,7 +21,8 @@ def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
     with naming(path):
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > SIZE:
-            raise misfit(f"a configuration must be a file of up to {SIZE} bytes", "another")
+            found = status.st_size if stat.S_ISREG(status.st_mode) else "no regular file"
+            raise misfit(f"a configuration must be a file of up to {SIZE} bytes", found)
         try:
             content = Path(path).read_bytes()
             if any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(content, Loader=loader)):

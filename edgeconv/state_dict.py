@@ -70,7 +70,7 @@ def weight_and_bias(
             raise CheckpointError(
                 f"{shown(prefix)} must be a depthwise convolution, a float weight (C, 1, K)",
                 reason or "none",
-                remedy or (f"choose from {choice}" if choice else "is this the right file?"),
+                remedy or (f"choose from {choice}" if choice else "is this the right model?"),
             )
         keys = [f"{parents[0]}{name}" for name in ("weight", "bias")]
         arrays = [float32_of(array_of(state, key), key) for key in keys if key in state]
@@ -134,7 +134,10 @@ def _examined(state: Mapping[str, Any], parents: list[str]) -> Convolution | str
     bias = bias or ("float32", (channels,))
     for name, dtype in (("weight", weight[0]), ("bias", bias[0])):
         if not dtype.startswith(FLOATS):
-            return f"a {name} of {dtype}; save the model in float32, without quantization"
+            remedy = "such convolutions are left out"
+            if not str(dtype).startswith("complex"):
+                remedy = "save the model in float32, without quantization"
+            return f"a {name} of {dtype}; {remedy}"
     if bias[1] != (channels,):
         return f"a bias {bias[1]} for {weight[1]}; choose one with a bias (C,)"
     return Convolution(_prefix(parent), channels, kernel_size)
