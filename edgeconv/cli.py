@@ -224,7 +224,9 @@ def _inspect(options: argparse.Namespace) -> None:
         text = f"not read: {len(others)} of other types, {share:.0%} of the file: {some}"
         print(printable(text), end="\n\n")
     shapes = {name: entry.shape for name, entry in entries.items() if entry.read}
-    if lines := [printable(f"{title:<12}{x}") for title, x in overview(shapes, configuration)]:
+    with naming(options.file, options.config):
+        lines = [printable(f"{title:<12}{x}") for title, x in overview(shapes, configuration)]
+    if lines:
         print(*lines, sep="\n", end="\n\n")
     rows: list[tuple[object, ...]] = []
     for prefix, channels, kernel_size in found.values():

@@ -199,6 +199,13 @@ def test_which_configuration(model, target):
         convert(path, target, config=config)
 
 
+def test_inspect_names_a_configuration_without_a_list_of_tokens(model, capsys):
+    path, config, _ = model
+    config.write_text(f"{config.read_text()}\ntoken_list: 1\n")
+    assert cli.main(["inspect", str(path), "--config", str(config)]) == 1
+    assert f"{config}: token_list must be a list of tokens, found 1;" in capsys.readouterr().err
+
+
 def test_the_command_line(model, target, capsys):
     path, config, _ = model
     arguments = ["convert", str(path), str(target)]
