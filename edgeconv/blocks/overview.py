@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgeconv.blocks.description import BLOCKS, CAUSAL, is_causal, kind_of
-from edgeconv.checkpoint.error import misfit, section
+from edgeconv.checkpoint.error import listed, section
 from edgeconv.layers.parameters import SCALE
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -53,9 +53,8 @@ def overview(
         title = ""
     yield "streams", _streams(configuration)
     if configuration is not None and configuration.get("token_list"):
-        tokens, kind = configuration["token_list"], configuration.get("token_type", "bpe")
-        if not isinstance(tokens, list):
-            raise misfit("token_list must be a list of tokens", tokens)
+        tokens = listed(configuration, "token_list", "tokens")
+        kind = configuration.get("token_type", "bpe")
         rate = section(configuration, "frontend_conf").get("fs", 16000)
         yield "recognises", f"{len(tokens)} tokens of type {kind}, speech of {rate} Hz"
     missing = [f"{outer}encoders.blocks.{n}.{name}" for n, name in _gaps(kinds, blocks)]

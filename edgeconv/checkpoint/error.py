@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 EXPECTED = "a checkpoint must be a PyTorch, a safetensors or an .npz file"
@@ -81,6 +81,14 @@ def section(configuration: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(part, Mapping | None):
         raise misfit(f"{name} must be a mapping", part)
     return part or {}
+
+
+def listed(configuration: Mapping[str, Any], name: str, of: str) -> Sequence[Any]:
+    """Return a list in a configuration, of one thing at least."""
+    value = configuration.get(name)
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise misfit(f"{name} must be a list of {of}", value)
+    return value
 
 
 def counted(options: Mapping[str, Any], name: str, default: int) -> int:

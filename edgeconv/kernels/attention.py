@@ -102,15 +102,13 @@ def attend(projected, biases, keys, values, positions, span):
         take_lock(thread)
 
 
-_READ = types.Array(float32, 2, "C", readonly=True)
-_RUN = types.Array(float32, 3, "C")
-_ARGUMENTS = (
-    *(types.Array(float32, 2, "C"), _READ, _RUN, _RUN),
-    *(types.Array(float32, 3, "C", readonly=True), types.Array(int64, 1, "C", readonly=True)),
-)
+def _floats(dimensions, readonly=True):
+    return types.Array(float32, dimensions, "C", readonly)
 
 
 @functools.cache
 def kernel():
     """Return `attend`, compiled."""
-    return entry(attend, void(*_ARGUMENTS))
+    projected, run = _floats(2, readonly=False), _floats(3, readonly=False)
+    span = types.Array(int64, 1, "C", readonly=True)
+    return entry(attend, void(projected, _floats(2), run, run, _floats(3), span))

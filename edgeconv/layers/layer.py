@@ -289,9 +289,9 @@ def joined(parts: Sequence[Array], *shape: int) -> Array:
     from edgeconv.kernels import pointwise
 
     y, done = np.empty((sum(map(len, parts)), *shape), np.float32), 0
-    before = (None,) * (3 - y.ndim)
+    copy, before = pointwise.kernel(pointwise.copy), (None,) * (3 - y.ndim)
     for x in parts:
-        pointwise.kernel(pointwise.copy)(x[before], y[done : done + len(x)][before])
+        copy(x[before], y[done : done + len(x)][before])
         done += len(x)
     return y
 

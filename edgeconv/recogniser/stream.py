@@ -299,6 +299,8 @@ class RecogniserStream:
 
 def checked_samples(samples: Any) -> Array:
     """Return samples as float32 in [-1, 1], or raise what is wrong with them."""
+    from edgeconv.kernels import pointwise
+
     is_samples = is_array(samples) and (samples.dtype.kind == "f" or samples.dtype == np.int16)
     if not is_samples:
         wanted = "an array of floats in [-1, 1], or of int16"
@@ -308,8 +310,6 @@ def checked_samples(samples: Any) -> Array:
     if samples.ndim != 1:
         one = "pass one channel, such as `samples[:, 0]`"
         raise ValueError(f"`samples` must have shape (n,), got {samples.shape}; {one}")
-    from edgeconv.kernels import pointwise
-
     if samples.dtype == np.int16:
         integers, x = np.asarray(samples), np.empty(len(samples), np.float32)
         pointwise.kernel(pointwise.scaled)(np.require(integers, requirements="A"), x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeconv.checkpoint.error import check_choice, misfit
+from edgeconv.checkpoint.error import check_choice, listed
 
 BLANK = 0
 KINDS = ("bpe", "char", "word")
@@ -15,9 +15,7 @@ class Tokens:
     """The vocabulary of a model, from the configuration's ``token_list`` and ``token_type``."""
 
     def __init__(self, configuration: Mapping[str, Any]) -> None:
-        tokens = configuration.get("token_list")
-        if not isinstance(tokens, Sequence) or isinstance(tokens, str) or not tokens:
-            raise misfit("token_list must be a list of tokens", tokens)
+        tokens = listed(configuration, "token_list", "tokens")
         self.kind = configuration.get("token_type", "bpe")
         check_choice("token_type", self.kind, KINDS)
         self.names = tuple(map(str, tokens))
