@@ -43,10 +43,10 @@ def convolution(tile):
 def product(tile, weights):
     """Return a function that is a tile of a dense layer, and its types."""
 
-    def sums(y, start, w, x, count, like):
-        tile(y, start, w, x, count, like)
+    def sums(y, start, w, beside, x, count, like):
+        tile(y, start, w, beside, x, count, like)
 
-    return sums, (*(types.UniTuple(int64, n) for n in (2, 2, 5, 3, 2)), weights[:])
+    return sums, (*(types.UniTuple(int64, n) for n in (2, 2, 3, 4, 3, 2)), weights[:])
 
 
 TILES = {  # with the share of the limit that is wanted; one frame alone waits for its loads
@@ -54,6 +54,7 @@ TILES = {  # with the share of the limit that is wanted; one frame alone waits f
     "convolution, 1 frame, 4 blocks": (convolution(ring.tile_1_of_4_blocks), None),
     "dense, 6 frames": (product(dense.tile_6, float32), 0.9),
     "dense, 6 frames, 8-bit weights": (product(dense.tile_6, int8), None),
+    "dense, 6 frames, 8-bit weights kept": (product(dense.keep_6, int8), None),
     "dense, 1 frame, 4 blocks": (product(dense.tile_1_of_4_blocks, float32), None),
 }
 

@@ -32,9 +32,9 @@ def _products(y, n_rows, x, w, n_outputs, n_terms):
     """Write products of rows with a matrix, whole blocks of outputs; operands as in `multiply`."""
     start = np.zeros(BLOCK, np.float32)
     for i in range(0, n_outputs, BLOCK):
-        at_y, at_w = (y[0] + 4 * i, y[1]), w[0] + 4 * i
-        own = at_w, w[1], 0, at_w, 0  # it is all in the cache: nothing else is fetched
-        multiply(at_y, n_rows, (address_of(start), 0), own, x, (1, n_terms), start)
+        out, at_w = (y[0] + 4 * i, y[1], n_rows), w[0] + 4 * i
+        own, beside = (at_w, w[1], 0), (at_w, 0, 0, 0)  # all is in the cache: no more is fetched
+        multiply(out, (address_of(start), 0), own, beside, x, (1, n_terms), start)
 
 
 def attend(projected, biases, keys, values, positions, span):

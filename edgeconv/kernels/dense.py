@@ -30,6 +30,7 @@ from edgeconv.kernels.vectors import (
     LANES,
     enter_usual_mode,
     exchange,
+    fused,
     give_up_lock,
     make_product,
     pointer,
@@ -50,7 +51,8 @@ MOST = 8 if LANES == 16 else 6
 tile_8, tile_7, tile_6, tile_5 = (make_product(n) for n in (8, 7, 6, 5))
 tile_4, tile_3, tile_2, tile_1 = (make_product(n) for n in (4, 3, 2, 1))
 tile_1_of_4_blocks = make_product(1, n_blocks=4)
-
+# Of the first of several tiles.
+keep_8, keep_7, keep_6, keep_5, keep_4 = (make_product(n, keeps=True) for n in (8, 7, 6, 5, 4))
 
 STEPS = np.dtype(
     [
@@ -74,63 +76,103 @@ def address_of(array):
 
 
 @compiled
-def multiply(y, n, start, w, x, count, like):
-    """Write the products of `n` rows with one block; operands as in `make_product`, but one.
+def multiply(y, start, w, beside, x, count, like):
+    """Write the products of rows with one block; operands as in `make_product`, but two.
 
-    The last of `w` is the size of what comes next. Each tile has a part of it fetched: asked for at
-    once by the first one, weights of a whole model made products of 16 rows half as fast.
+    The last of `y` is how many rows there are, the second of `beside` the size of what comes next.
+    Each tile has a part of it fetched: asked for at once by the first one, weights of a whole model
+    made products of 16 rows half as fast.
     """
+    n = y[2]
     tiles = -(-n // MOST)
-    step = -(-w[4] // max(1, tiles * count[0] * count[1]))  # of that, for each k of a tile
+    step = -(-beside[1] // max(1, tiles * count[0] * count[1]))  # of that, for each k of a tile
     done = 0
     for tile in range(tiles, 0, -1):
         rows = -(-(n - done) // tile)  # as equal as can be: the smaller a tile, the slower
         out, place = (y[0] + done * y[1], y[1]), (x[0] + done * x[1], x[1], x[2])
-        own = w[0], w[1], w[2], w[3] + (tiles - tile) * w[4] // tiles, step
+        own = beside[0] + (tiles - tile) * beside[1] // tiles, step, beside[2], beside[3]
         done += rows
         if MOST == 8 and rows == 8:
-            tile_8(out, start, own, place, count, like)
+            tile_8(out, start, w, own, place, count, like)
         elif MOST == 8 and rows == 7:
-            tile_7(out, start, own, place, count, like)
+            tile_7(out, start, w, own, place, count, like)
         elif rows == 6:
-            tile_6(out, start, own, place, count, like)
+            tile_6(out, start, w, own, place, count, like)
         elif rows == 5:
-            tile_5(out, start, own, place, count, like)
+            tile_5(out, start, w, own, place, count, like)
         elif rows == 4:
-            tile_4(out, start, own, place, count, like)
+            tile_4(out, start, w, own, place, count, like)
         elif rows == 3:
-            tile_3(out, start, own, place, count, like)
+            tile_3(out, start, w, own, place, count, like)
         elif rows == 2:
-            tile_2(out, start, own, place, count, like)
+            tile_2(out, start, w, own, place, count, like)
         else:
-            tile_1(out, start, own, place, count, like)
+            tile_1(out, start, w, own, place, count, like)
+
+
+@compiled
+def multiply_and_keep(y, start, w, beside, x, count, like):
+    """Do what `multiply` does with as many rows as the first of several tiles has."""
+    rows = y[2]
+    out, step = (y[0], y[1]), -(-beside[1] // max(1, count[0] * count[1]))
+    own = beside[0], step, beside[2], beside[3]
+    if MOST == 8 and rows == 8:
+        keep_8(out, start, w, own, x, count, like)
+    elif MOST == 8 and rows == 7:
+        keep_7(out, start, w, own, x, count, like)
+    elif rows == 6:
+        keep_6(out, start, w, own, x, count, like)
+    elif rows == 5:
+        keep_5(out, start, w, own, x, count, like)
+    elif MOST == 6:
+        keep_4(out, start, w, own, x, count, like)
 
 
 @compiled
 def _multiply_blocks(x, y, w, count, first, last):
-    """Write the outputs of some blocks for all rows of all lines, x (address, line, row, tap)."""
+    """Write the sums of some blocks for all rows of all lines, x (address, line, row, tap).
+
+    8-bit weights become float32 in the first tile of each line, and its other tiles take these.
+    """
     n_lines, n_rows, n_outputs = y.shape
+    eight_bits = w.itemsize == 1
+    tiles = -(-n_rows // MOST)
+    keeps = eight_bits and tiles > 1
+    n_first = -(-n_rows // tiles) if keeps else 0
+    floats = np.empty((count[0] * count[1] if keeps else 0, BLOCK), np.float32)
+    kept = address_of(floats), 4 * BLOCK
+    zero = np.zeros(4 * BLOCK, np.float32)
     rest = np.empty((n_rows, BLOCK), np.float32)  # of a block that is wider than what is left of y
-    w_start, w_row, block_size = address_of(w), BLOCK * w.itemsize, w.strides[0]
-    to_weights = BLOCK * (8 if w.itemsize == 1 else 4)
+    w_row, block_size = BLOCK * w.itemsize, w.strides[0]
+    to_weights = BLOCK * (8 if eight_bits else 4)
     block = first
     while block < last:
-        start = w_start + block * block_size
+        head = address_of(w) + block * block_size
+        start = (address_of(zero), 0) if eight_bits else (head, block_size)
+        own = head + to_weights, w_row, block_size
         width = min(BLOCK, n_outputs - block * BLOCK)
         at_once = 4 if n_rows == 1 and block + 4 <= min(last, n_outputs // BLOCK) else 1
-        following = start + at_once * block_size
         share = at_once * block_size // max(1, n_lines)  # of the next blocks, for each line
+        part = share // tiles if keeps else 0  # of that, for its first rows
         for line in range(n_lines):
             rows = x[0] + line * x[1], x[2], x[3]
             out = address_of(y) + line * y.strides[0] + block * 4 * BLOCK, y.strides[1]
             if width < BLOCK:
                 out = address_of(rest), 4 * BLOCK
-            step = share if at_once == 1 else share // max(1, count[0] * count[1])
-            own = start + to_weights, w_row, block_size, following + line * share, step
+            ahead = head + at_once * block_size + line * share
             if at_once == 4:
-                tile_1_of_4_blocks(out, (start, block_size), own, rows, count, w)
+                beside = ahead, share // max(1, count[0] * count[1]), 0, 0
+                tile_1_of_4_blocks(out, start, own, beside, rows, count, w)
+            elif keeps:
+                beside = ahead, part, kept[0], kept[1]
+                multiply_and_keep((out[0], out[1], n_first), start, own, beside, rows, count, w)
+                out = out[0] + n_first * out[1], out[1], n_rows - n_first
+                rows = rows[0] + n_first * rows[1], rows[1], rows[2]
+                beside = ahead + part, share - part, 0, 0
+                multiply(out, start, (kept[0], kept[1], 0), beside, rows, count, floats)
             else:
-                multiply(out, n_rows, (start, block_size), own, rows, count, w)
+                beside = ahead, share, 0, 0
+                multiply((out[0], out[1], n_rows), start, own, beside, rows, count, w)
             for i in range(n_rows if width < BLOCK else 0):
                 for j in range(width):
                     y[line, i, block * BLOCK + j] = rest[i, j]
@@ -167,6 +209,11 @@ def _run_blocks(x, normed, y, w, added, step, part, parts):
     for line in range(y.shape[0]):
         for i in range(y.shape[1]):
             numbers = _row(y, line, i, start, stop)
+            for block in range(first, last if w.itemsize == 1 else first):
+                head = carray(pointer(address_of(w) + block * w.strides[0]), 2 * BLOCK)
+                place = block * BLOCK - start
+                for j in range(min(BLOCK, stop - start - place)):
+                    numbers[place + j] = fused(numbers[place + j], head[BLOCK + j], head[j])
             if step.function != IDENTITY:
                 apply(numbers, step.function, step.low, step.high)
             if added.size:

@@ -158,35 +158,34 @@ def _set_mode(builder, mode):
         _call(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), mode)
 
 
-def make_product(n_frames, n_blocks=1):
+def make_product(n_frames, n_blocks=1, keeps=False):
     """Make the product of `n_frames` rows with `n_blocks` blocks of weights, `BLOCK` outputs each.
 
     Each output is one chain of fused multiply-adds: it begins with its start and takes k in
-    ascending order, tap by tap. With 8-bit weights it begins with zero, and ends by a fused
-    multiply-add of the scale, which follows the start, and the start. Accumulators stay in
-    registers. Operands are tuples of addresses and distances:
+    ascending order, tap by tap. Accumulators stay in registers. Operands are tuples of addresses
+    and distances:
 
     * y: the first output; from a row to the next
     * start: the first block's; from a block to the next
-    * w: the weights of k = 0; from one k to the next, from a block to the next; what is fetched
-      meanwhile at k = 0, as it comes next; of it, from one k to the next
+    * w: the weights of k = 0; from one k to the next, from a block to the next
+    * beside: what is fetched meanwhile at k = 0, as it comes next; from one k to the next; where,
+      if it `keeps` the weights of a block as float32, they go; from one k to the next
     * x: the first row; from a row to the next, from a tap to the next
     * count: taps; values of k in a tap
 
     `like` is any array of the weights' type, float32 or int8.
     """
-    kinds = [types.UniTuple(int64, n) for n in (2, 2, 5, 3, 2)]
+    kinds = [types.UniTuple(int64, n) for n in (2, 2, 3, 4, 3, 2)]
     n_vectors = BLOCK // LANES
 
     @intrinsic
-    def product(typing, y, start, w, x, count, like):
+    def product(typing, y, start, w, beside, x, count, like):
         eight_bits = like.dtype == int8
 
         def emit(context, builder, signature, args):
-            (y, y_row), (start, start_block), weights_at, (x, x_row, x_tap), count = (
-                cgutils.unpack_tuple(builder, arg) for arg in args[:5]
-            )
-            w, w_row, w_block, ahead, ahead_k = weights_at
+            operands = [cgutils.unpack_tuple(builder, arg) for arg in args[:6]]
+            (y, y_row), (start, start_block), (w, w_row, w_block) = operands[:3]
+            (ahead, ahead_k, floats, floats_k), (x, x_row, x_tap), count = operands[3:]
 
             def at(address, stride, n):
                 n = n if isinstance(n, ir.Value) else _WORD(n)
@@ -208,11 +207,8 @@ def make_product(n_frames, n_blocks=1):
 
             starts = [at(start, start_block, b) for b in range(n_blocks)]
             lanes = [(b, v) for b in range(n_blocks) for v in range(n_vectors)]
-            zero = ir.Constant(_VECTOR, [0.0] * LANES)
             totals = {
-                (f, b, v): cgutils.alloca_once_value(
-                    builder, zero if eight_bits else load(starts[b], v)
-                )
+                (f, b, v): cgutils.alloca_once_value(builder, load(starts[b], v))
                 for f in range(n_frames)
                 for b, v in lanes
             }
@@ -221,6 +217,9 @@ def make_product(n_frames, n_blocks=1):
                 overall = builder.add(k, builder.mul(tap, count[1]))
                 row = at(w, w_row, overall)
                 factors = [weights(at(row, w_block, b)) for b in range(n_blocks)]
+                for v, vector in enumerate(factors[0] if keeps else ()):
+                    place = builder.add(at(floats, floats_k, overall), _WORD(v * VECTOR))
+                    builder.store(vector, _pointer(builder, place), align=4)
                 for line in range(1 if eight_bits else 4 * BLOCK // 64):
                     place = builder.add(at(ahead, ahead_k, overall), _WORD(64 * line))
                     hint = (ir.IntType(32)(n) for n in (0, 2, 1))  # read, into level 2, data
@@ -238,11 +237,8 @@ def make_product(n_frames, n_blocks=1):
             with outer as taps, inner as inputs:
                 add(inputs.index, taps.index)
             for (f, b, v), total in totals.items():
-                result = builder.load(total, typ=_VECTOR)
-                if eight_bits:
-                    result = fma(result, load(starts[b], n_vectors + v), load(starts[b], v))
                 place = builder.add(at(y, y_row, f), _WORD((b * n_vectors + v) * VECTOR))
-                builder.store(result, _pointer(builder, place), align=4)
+                builder.store(builder.load(total, typ=_VECTOR), _pointer(builder, place), align=4)
             return context.get_dummy_value()
 
         return types.void(*kinds, like), emit
