@@ -2,10 +2,12 @@
 
     python benchmarks/busy_threads.py [--chunk 4 16] [--smoke]
 
-Whoever gives the interpreter's lock up for a microsecond waits up to 5 ms for each thread that runs
-Python code to have it back, so short calls of this library keep the lock. A frame goes through 24
+Whoever gives the interpreter's lock up for a microsecond waits for threads that run Python code, 5
+ms at a time, to have it back, so short calls of this library keep the lock. A frame goes through 24
 convolutions, a chunk through an encoder of 12 E-Branchformer blocks; then the thread waits for the
-next one. A second process shows the convolutions with kernels that give the lock up.
+next one. A chunk takes longer than 5 ms, after which Python takes the lock away, from a single call
+as long as a chunk as well; by `sys.setswitchinterval` a program has the lock passed on more often.
+A second process shows the convolutions with kernels that give the lock up.
 """
 
 import contextlib
@@ -20,11 +22,13 @@ import report
 
 from edgeconv import DepthwiseConvolution, kernels
 from edgeconv.encoder import Encoder
+from edgeconv.kernels import compiled
 
 BLOCKS, CHANNELS, K, PIECES = 24, 512, 31, 300
 PAUSE = 0.01  # seconds between pieces
 CHECKED = 10  # pieces; an offline call with more frames would give the lock up by itself
 LATE = 1.0  # ms, of a frame
+INTERVAL = 0.0005  # s, instead of Python's 0.005
 TIMES = 2.0  # as long as the median chunk, which the slowest may take
 
 
@@ -48,8 +52,8 @@ def busy(n_threads):
             thread.join()
 
 
-def milliseconds(call, pieces, expected):
-    """Return how long each piece of a signal takes; the first ones must become what is expected."""
+def milliseconds(call, pieces, expected=None):
+    """Return how long each piece takes; what is expected, the first ones must become."""
     taken, outputs = [], []
     for piece in pieces:
         time.sleep(PAUSE)
@@ -57,7 +61,7 @@ def milliseconds(call, pieces, expected):
         y = call(piece)
         taken.append(1e3 * (time.perf_counter() - start))
         outputs.append(y)
-    if (np.vstack(outputs[:CHECKED]) != expected).any():
+    if expected is not None and (np.vstack(outputs[:CHECKED]) != expected).any():
         raise SystemExit("the output is another one than by itself")
     return np.array(taken)
 
@@ -91,16 +95,40 @@ def convolutions(n_threads, options):
     return row(f"a frame, the lock is {lock}", n_threads, taken, is_met, options)
 
 
-def chunks(encoder, chunk_size, n_threads, options):
-    """Measure the chunks of an encoder."""
+@compiled
+def harmonic(n):
+    """Return a sum that takes a while."""
+    total = 0.0
+    for i in range(n):
+        total += 1.0 / (i + 1.0)
+    return total
+
+
+def chunks(encoder, chunk_size, options):
+    """Measure the chunks of an encoder, and calls that take as long as one."""
     shape = CHECKED if options.smoke else PIECES, 4 * chunk_size, encoder.input_size
     features = np.random.default_rng(0).standard_normal(shape, np.float32)
-    expected = encoder.stream(chunk_size).process(np.concatenate(features[:CHECKED]))
-    process = encoder.stream(chunk_size).process
-    with busy(n_threads):
-        taken = milliseconds(process, features, expected)
-    is_met = max(taken) <= TIMES * np.median(taken) if n_threads else None
-    return row(f"a chunk of {chunk_size}", n_threads, taken, is_met, options)
+    stream = encoder.stream(chunk_size)
+    expected = stream.process(np.concatenate(features[:CHECKED]))
+
+    def measured():
+        stream.reset()
+        return milliseconds(stream.process, features, expected)
+
+    alone = measured()
+    one = np.median(milliseconds(harmonic, [10**6] * CHECKED))
+    terms = [round(1e6 * np.median(alone) / one)] * len(features)
+    name, usual = f"a chunk of {chunk_size}", sys.getswitchinterval()
+    rows = [row(name, 0, alone, None, options)]
+    with busy(2):
+        rows.append(row(name, 2, measured(), None, options))
+        rows.append(row("one call as long", 2, milliseconds(harmonic, terms), None, options))
+        sys.setswitchinterval(INTERVAL)
+        taken = measured()
+        is_met = max(taken) <= TIMES * np.median(taken)
+        rows.append(row(f"{name}, {1e3 * INTERVAL} ms", 2, taken, is_met, options))
+        sys.setswitchinterval(usual)
+    return rows
 
 
 def main():
@@ -116,12 +144,13 @@ def main():
     report.print_facts()
     print(
         f"{PIECES} frames through {BLOCKS} convolutions of C = {CHANNELS}, K = {K}, none over "
-        f"{LATE} ms;\n{PIECES} chunks of an encoder, none over {TIMES} times the median:\n"
+        f"{LATE} ms;\n{PIECES} chunks of an encoder, none over {TIMES} times the median where the "
+        f"lock is\npassed on every {1e3 * INTERVAL} ms:\n"
     )
     rows = [convolutions(n_threads, options) for n_threads in (0, 2)]
     encoder = Encoder(*report.drawn("ebranchformer", 1 if options.smoke else 12))
     for chunk_size in options.chunk[: 1 if options.smoke else None]:
-        rows += [chunks(encoder, chunk_size, n_threads, options) for n_threads in (0, 2)]
+        rows += chunks(encoder, chunk_size, options)
     header = ["", "busy threads", "median, ms", "99 %", "slowest", "of the median", "target"]
     report.print_table(header, rows)
     with tempfile.TemporaryDirectory() as cache:  # Numba's does not notice such options

@@ -16,6 +16,7 @@ leave little of Python in the caches, so that each further step of that is slow.
 from __future__ import annotations
 
 import functools
+import mmap
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from edgeconv.kernels import compiled, entry
 from edgeconv.kernels.pointwise import IDENTITY, add_to, apply, norm
-from edgeconv.kernels.ring import BUSY, Array, zeros
+from edgeconv.kernels.ring import BUSY, Array
 from edgeconv.kernels.vectors import (
     BLOCK,
     LANES,
@@ -279,7 +280,10 @@ def pack(weight: NDArray[Any], bias: Array, scale: Array | None = None) -> NDArr
     n_blocks = -(-n_outputs // BLOCK)
     heads = [bias] if scale is None else [bias, scale]
     size = 4 * BLOCK * len(heads)
-    packed = zeros(n_blocks, (size + BLOCK * n_inputs * weight.itemsize) // 4).view(np.int8)
+    # In pages of its own: between what a file's reader takes and frees, malloc keeps holes.
+    n_bytes = n_blocks * (size + BLOCK * n_inputs * weight.itemsize)
+    pages = mmap.mmap(-1, max(1, n_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    packed = np.frombuffer(pages, np.int8, n_bytes).reshape(n_blocks, -1)
     for block, memory in enumerate(packed):
         chosen = slice(block * BLOCK, min((block + 1) * BLOCK, n_outputs))
         width = chosen.stop - chosen.start

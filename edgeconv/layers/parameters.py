@@ -112,7 +112,7 @@ class Weights:
             weight = _found(state, name, shape)
             if weight.dtype == np.int8:
                 scales.append(tensor(state, f"{prefix}.{SCALE}", (len(weight),)))
-            else:
+            elif weight.dtype != np.float32:
                 weight = float32_of(weight, name)
             zeros = {f"{prefix}.bias": np.zeros(len(weight), np.float32)}
             bias = state if f"{prefix}.bias" in state else zeros
@@ -122,7 +122,8 @@ class Weights:
             weights.append(weight.reshape(len(weight), -1))
         if len({weight.dtype for weight in weights}) > 1:
             raise CheckpointError(f"{', '.join(prefixes)} must all be floats, or all int8")
-        weight = np.concatenate(weights)
+        # Copies of large weights would be half of the memory that loading takes beside its result.
+        weight = np.concatenate(weights) if len(weights) > 1 else weights[0]
         self.n_outputs, self.n_inputs = weight.shape[0], weight.shape[1] // lines[0]
         self._affine = norm.affine if norm else _NONE
         before = norm.arguments if norm else (0, 0, 0)
