@@ -28,11 +28,10 @@ SCORES, SHIFTED, CONTEXT = range(3)
 
 
 @compiled
-def _products(y, n_rows, x, w, n_outputs, n_terms):
+def _products(y, x, w, n_outputs, n_terms, start):
     """Write products of rows with a matrix, whole blocks of outputs; operands as in `multiply`."""
-    start = np.zeros(BLOCK, np.float32)
     for i in range(0, n_outputs, BLOCK):
-        out, at_w = (y[0] + 4 * i, y[1], n_rows), w[0] + 4 * i
+        out, at_w = (y[0] + 4 * i, y[1], y[2]), w[0] + 4 * i
         own, beside = (at_w, w[1], 0), (at_w, 0, 0, 0)  # all is in the cache: no more is fetched
         multiply(out, (address_of(start), 0), own, beside, x, (1, n_terms), start)
 
@@ -52,18 +51,22 @@ def attend(projected, biases, keys, values, positions, span):
     scores = np.empty((MOST, n + BLOCK), np.float32)
     shifted = np.empty((MOST, n + MOST + BLOCK), np.float32)
     context = np.empty((MOST, wide), np.float32)
+    start = np.zeros(BLOCK, np.float32)
     is_long = 2 * n_frames * width * n >= LONG
     thread = give_up_lock() if is_long else 0
     mode = enter_usual_mode()
+    latest = first + n - n_frames  # of the keys, the chunk's own first one
     for t in range(n_frames):
-        key = first + n - n_frames + t
+        for i in range(width):
+            queries[0, t, i] = projected[t, i] + biases[0, i]
+            queries[1, t, i] = projected[t, i] + biases[1, i]
         for head in range(n_heads):
             for i in range(size):
-                column = head * size + i
-                queries[0, t, column] = projected[t, column] + biases[0, column]
-                queries[1, t, column] = projected[t, column] + biases[1, column]
-                keys[head, i, key] = projected[t, width + column]
-                values[key, head, i] = projected[t, 2 * width + column]
+                values[latest + t, head, i] = projected[t, 2 * width + head * size + i]
+    for head in range(n_heads):
+        for i in range(size):
+            for t in range(n_frames):
+                keys[head, i, latest + t] = projected[t, width + head * size + i]
     tiles = -(-n_frames // MOST)
     for job in range(n_heads * tiles * 3):
         head, rest = divmod(job, 3 * tiles)
@@ -84,15 +87,16 @@ def attend(projected, biases, keys, values, positions, span):
             n_outputs, n_terms = n + rows - 1, size
         else:
             for i in range(rows):
+                by_key, by_distance = scores[i], shifted[i, rows - 1 - i :]
                 for j in range(n):
-                    scores[i, j] = (scores[i, j] + shifted[i, rows - 1 - i + j]) / root
+                    by_key[j] = (by_key[j] + by_distance[j]) / root
                 softmax(scores, i, n)
             y = address_of(context), context.strides[0]
             x = address_of(scores), scores.strides[0], 0
             w = address_of(values) + head * values.strides[1], values.strides[0]
             w = w[0] + first * w[1], w[1]
             n_outputs, n_terms = wide, n
-        _products(y, rows, x, w, n_outputs, n_terms)
+        _products((y[0], y[1], rows), x, w, n_outputs, n_terms, start)
         if step == CONTEXT:
             for i in range(rows):
                 for j in range(size):

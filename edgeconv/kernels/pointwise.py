@@ -17,6 +17,9 @@ from numba import float32, float64, int16, int64, types, void
 
 from edgeconv.kernels import compiled, entry
 from edgeconv.kernels.vectors import (
+    LARGEST,
+    SQUARES,
+    SUM,
     bits_of,
     enter_usual_mode,
     from_bits,
@@ -37,7 +40,7 @@ _ROUND = 1.5 * 2.0**52  # added to a number, it leaves the nearest integer in th
 _ROOT_HALF = int(np.sqrt(0.5).view(np.int64))
 _MANTISSA, _ONE = 52, 1023 << 52
 
-total, total_of_squares = make_sum(squares=False), make_sum(squares=True)
+total, total_of_squares, largest_of = (make_sum(kind) for kind in (SUM, SQUARES, LARGEST))
 
 
 @compiled
@@ -127,12 +130,11 @@ def gelu(x):
 @compiled
 def softmax(x, row, n):
     """Replace the first n numbers of a row by e to their power, divided by the sum of these."""
-    most = x[row, 0]
-    for i in range(n):
-        most = x[row, i] if x[row, i] > most else most
+    at, nothing = int64(x.ctypes.data) + row * x.strides[0], float32(0)
+    most = largest_of(at, n, nothing)
     for i in range(n):
         x[row, i] = exp(float64(x[row, i] - most))
-    whole = total(int64(x.ctypes.data) + row * x.strides[0], n, float32(0))
+    whole = total(at, n, nothing)
     for i in range(n):
         x[row, i] /= whole
 
@@ -149,14 +151,12 @@ def log_softmax_rows(x, y):
     """Write y (T, N), the logarithms of the softmax of each row of x."""
     mode = enter_usual_mode()
     for row in range(len(x)):
-        most = x[row, 0]
-        for i in range(x.shape[1]):
-            most = x[row, i] if x[row, i] > most else most
-        for i in range(x.shape[1]):
+        at, n, nothing = int64(x.ctypes.data) + row * x.strides[0], x.shape[1], float32(0)
+        most = largest_of(at, n, nothing)
+        for i in range(n):
             y[row, i] = exp(float64(x[row, i] - most))
-        whole = total(int64(y.ctypes.data) + row * y.strides[0], x.shape[1], float32(0))
-        rest = log(float64(whole))
-        for i in range(x.shape[1]):
+        rest = log(float64(total(int64(y.ctypes.data) + row * y.strides[0], n, nothing)))
+        for i in range(n):
             y[row, i] = float64(x[row, i] - most) - rest
     return_to_mode(mode)
 

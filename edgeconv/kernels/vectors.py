@@ -246,47 +246,55 @@ def make_product(n_frames, n_blocks=1, keeps=False):
     return product
 
 
-def make_sum(squares):
-    """Make the sum of n float32, or that of the squares of what they exceed `minus` by.
+SUM, SQUARES, LARGEST = range(3)
 
-    Its order does not depend on the width of vectors: number i is added to the partial sum
-    i mod 16, and those are then added in pairs, j and j + 8, j and j + 4, ...
+
+def make_sum(kind):
+    """Make the sum of n float32, or of squares of what they exceed `minus` by; or the largest one.
+
+    The order does not depend on the width of vectors: number i is added to the partial sum
+    i mod 16, and those are then added in pairs, j and j + 8, j and j + 4, ... The largest of
+    numbers with a NaN among them is any of them.
     """
-    kind = ir.VectorType(ir.FloatType(), 16)
+    vector = ir.VectorType(ir.FloatType(), 16)
+    first = float("-inf") if kind == LARGEST else 0.0
 
     @intrinsic
     def total(typing, address, n, minus):
         def emit(context, builder, signature, args):
             address, n, minus = args
-            partial = cgutils.alloca_once_value(builder, ir.Constant(kind, [0.0] * 16))
+            partial = cgutils.alloca_once_value(builder, ir.Constant(vector, [first] * 16))
 
             def plus(total, number, minus, suffix):
-                if not squares:
+                if kind == SUM:
                     return builder.fadd(total, number)
+                if kind == LARGEST:
+                    is_larger = builder.fcmp_ordered(">", number, total)
+                    return builder.select(is_larger, number, total)
                 excess = builder.fsub(number, minus)
                 return _call(builder, f"llvm.fma.{suffix}", excess.type, excess, excess, total)
 
             whole = builder.sub(n, builder.urem(n, _WORD(16)))
             with cgutils.for_range_slice(builder, _WORD(0), whole, _WORD(16), inc=True) as (i, _):
                 place = builder.add(address, builder.mul(i, _WORD(4)))
-                numbers = builder.load(_pointer(builder, place, kind), align=4, typ=kind)
-                terms = builder.load(partial, typ=kind), numbers, _splat(builder, minus, 16)
+                numbers = builder.load(_pointer(builder, place, vector), align=4, typ=vector)
+                terms = builder.load(partial, typ=vector), numbers, _splat(builder, minus, 16)
                 builder.store(plus(*terms, "v16f32"), partial)
             with cgutils.for_range_slice(builder, whole, n, _WORD(1), inc=True) as (i, _):
                 place = builder.gep(_pointer(builder, address, ir.FloatType()), [i])
                 number = builder.load(place, typ=ir.FloatType())
                 lane = builder.trunc(builder.sub(i, whole), ir.IntType(32))
-                sums = builder.load(partial, typ=kind)
+                sums = builder.load(partial, typ=vector)
                 term = plus(builder.extract_element(sums, lane), number, minus, "f32")
                 builder.store(builder.insert_element(sums, term, lane), partial)
-            sums = builder.load(partial, typ=kind)
+            sums = builder.load(partial, typ=vector)
             for width in (8, 4, 2, 1):
                 halves = (
                     ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(i, i + width)))
                     for i in (0, width)
                 )
                 low, high = (builder.shuffle_vector(sums, sums, half) for half in halves)
-                sums = builder.fadd(low, high)
+                sums = builder.fadd(low, high) if kind != LARGEST else plus(low, high, None, "")
             return builder.extract_element(sums, ir.IntType(32)(0))
 
         return float32(int64, int64, float32), emit
