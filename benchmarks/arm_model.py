@@ -54,7 +54,7 @@ TILES = {  # with the share of the limit that is wanted; one frame alone waits f
     "convolution, 1 frame, 4 blocks": (convolution(ring.tile_1_of_4_blocks), None),
     "dense, 6 frames": (product(dense.tile_6, float32), 0.9),
     "dense, 6 frames, 8-bit weights": (product(dense.tile_6, int8), None),
-    "dense, 6 frames, 8-bit weights kept": (product(dense.keep_6, int8), None),
+    "dense, 4 frames, 8-bit weights": (product(dense.tile_4, int8), None),
     "dense, 1 frame, 4 blocks": (product(dense.tile_1_of_4_blocks, float32), None),
 }
 

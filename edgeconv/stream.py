@@ -35,7 +35,9 @@ class Stream:
     during `step` or `process`, the call has happened or it has not, and `frames_in` tells.
     """
 
-    def __init__(self, conv: DepthwiseConvolution, batch_size: int | None) -> None:
+    def __init__(
+        self, conv: DepthwiseConvolution, batch_size: int | None, has_step: bool = True
+    ) -> None:
         if batch_size is not None:
             batch_size = arguments.integer("batch_size", batch_size, 1, 2**31)
         self._conv, self._batch_size = conv, batch_size
@@ -48,7 +50,8 @@ class Stream:
         self._memory = ring.new_state(batch_size or 1, *geometry, conv._taps)
         self._headers = self._memory.view(np.int64)
         self._frames_in = self._headers[:, ring.FRAMES_IN]
-        self._step, self._process = ring.kernel(dimensions), ring.kernel(dimensions + 1)
+        self._step = ring.kernel(dimensions) if has_step else None  # its compiling takes a while
+        self._process = ring.kernel(dimensions + 1)
         self._process_rows = None if batch_size is None else ring.rows_kernel()
 
     @property

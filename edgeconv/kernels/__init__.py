@@ -13,7 +13,7 @@ from typing import Any
 
 import numba
 
-OPTIONS = {
+OPTIONS: Any = {
     "error_model": "numpy",  # the only divisors are sizes: no test for zero, no exception
     "fastmath": False,  # reordering would break the guarantee of equal bits
     "nogil": False,  # a call of microseconds that gives up the lock waits 5 ms to have it back
@@ -21,9 +21,15 @@ OPTIONS = {
 _faults: list[Exception] = []  # of the cache, the first of which is a warning
 
 
-def compiled(function: Any) -> Any:
-    """Compile a function that other kernels call."""
-    return numba.njit(function, **OPTIONS)
+def compiled(function: Any, **options: Any) -> Any:
+    """Compile a function that other kernels call; wrappers for Python and C cost time."""
+    wrappers = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(function, **OPTIONS, **wrappers, **options)
+
+
+def inlined(function: Any) -> Any:
+    """Compile a function as a part of the one kernel that calls it: LLVM then sees it once."""
+    return compiled(function, inline="always")
 
 
 def entry(function: Any, *signatures: Any, **options: Any) -> Any:

@@ -13,7 +13,7 @@ import functools
 import numpy as np
 from numba import float32, int64, types, void
 
-from edgeconv.kernels import compiled, entry
+from edgeconv.kernels import entry, inlined
 from edgeconv.kernels.dense import LONG, MOST, address_of, multiply
 from edgeconv.kernels.pointwise import softmax
 from edgeconv.kernels.vectors import (
@@ -27,7 +27,7 @@ from edgeconv.kernels.vectors import (
 SCORES, SHIFTED, CONTEXT = range(3)
 
 
-@compiled
+@inlined
 def _products(y, x, w, n_outputs, n_terms, start):
     """Write products of rows with a matrix, whole blocks of outputs; operands as in `multiply`."""
     for i in range(0, n_outputs, BLOCK):

@@ -15,15 +15,18 @@ leave little of Python in the caches, so that each further step of that is slow.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import mmap
+import threading
 from typing import Any
 
 import numpy as np
 from numba import carray, float32, from_dtype, int8, int64, prange, types, void
+from numba.extending import overload
 from numpy.typing import NDArray
 
-from edgeconv.kernels import compiled, entry
+from edgeconv.kernels import OPTIONS, compiled, entry, inlined
 from edgeconv.kernels.pointwise import IDENTITY, add_to, apply, norm
 from edgeconv.kernels.ring import BUSY, Array
 from edgeconv.kernels.vectors import (
@@ -46,14 +49,15 @@ LONG = 1 << 26
 # Multiply-adds from which threads share a call: some 20 us on a PC, four times what a loop costs.
 SHARED = 1 << 20
 
+RUN = 1 << 25  # bytes of memory that weights are cut from
+
 # As many accumulators as there are registers for: 16 in AVX2, 32 in NEON (two to a vector) and
 # AVX-512. Sums of one frame wait for each other's roundings: those of four blocks fill the time.
 MOST = 8 if LANES == 16 else 6
-tile_8, tile_7, tile_6, tile_5 = (make_product(n) for n in (8, 7, 6, 5))
+KEEPING = 5  # frames from which a tile keeps 8-bit weights as float32, for others
+tile_8, tile_7, tile_6, tile_5 = (make_product(n, keeps=True) for n in (8, 7, 6, KEEPING))
 tile_4, tile_3, tile_2, tile_1 = (make_product(n) for n in (4, 3, 2, 1))
 tile_1_of_4_blocks = make_product(1, n_blocks=4)
-# Of the first of several tiles.
-keep_8, keep_7, keep_6, keep_5, keep_4 = (make_product(n, keeps=True) for n in (8, 7, 6, 5, 4))
 
 STEPS = np.dtype(
     [
@@ -111,37 +115,37 @@ def multiply(y, start, w, beside, x, count, like):
             tile_1(out, start, w, own, place, count, like)
 
 
-@compiled
-def multiply_and_keep(y, start, w, beside, x, count, like):
-    """Do what `multiply` does with as many rows as the first of several tiles has."""
-    rows = y[2]
-    out, step = (y[0], y[1]), -(-beside[1] // max(1, count[0] * count[1]))
-    own = beside[0], step, beside[2], beside[3]
-    if MOST == 8 and rows == 8:
-        keep_8(out, start, w, own, x, count, like)
-    elif MOST == 8 and rows == 7:
-        keep_7(out, start, w, own, x, count, like)
-    elif rows == 6:
-        keep_6(out, start, w, own, x, count, like)
-    elif rows == 5:
-        keep_5(out, start, w, own, x, count, like)
-    elif MOST == 6:
-        keep_4(out, start, w, own, x, count, like)
+def multiply_once(y, start, w, beside, x, count, like):
+    """Do what `multiply` does; 8-bit weights become float32 once, in the tile of the first rows."""
+    raise NotImplementedError  # compiled code calls one of those below
 
 
-@compiled
+def _multiply_8_bits(y, start, w, beside, x, count, like):
+    n, kept, tiles = y[2], beside[2], max(1, -(-y[2] // MOST))
+    first = n if tiles == 1 else max(KEEPING, -(-n // tiles))
+    part = beside[1] // tiles
+    own = beside[0], part, kept, 4 * BLOCK if tiles > 1 else 0
+    multiply((y[0], y[1], first), start, w, own, x, count, like)
+    out, rows = (y[0] + first * y[1], y[1], n - first), (x[0] + first * x[1], x[1], x[2])
+    own = beside[0] + part, beside[1] - part, 0, 0
+    multiply(out, start, (kept, 4 * BLOCK, 0), own, rows, count, carray(pointer(kept), 1))
+
+
+@overload(multiply_once, jit_options=OPTIONS)
+def _multiply_once(y, start, w, beside, x, count, like):
+    return multiply.py_func if like.dtype == float32 else _multiply_8_bits
+
+
+@inlined
 def _multiply_blocks(x, y, w, count, first, last):
     """Write the sums of some blocks for all rows of all lines, x (address, line, row, tap).
 
-    8-bit weights become float32 in the first tile of each line, and its other tiles take these.
+    Those of 8-bit weights are yet to be scaled.
     """
     n_lines, n_rows, n_outputs = y.shape
     eight_bits = w.itemsize == 1
-    tiles = -(-n_rows // MOST)
-    keeps = eight_bits and tiles > 1
-    n_first = -(-n_rows // tiles) if keeps else 0
-    floats = np.empty((count[0] * count[1] if keeps else 0, BLOCK), np.float32)
-    kept = address_of(floats), 4 * BLOCK
+    several = eight_bits and n_rows > MOST  # tiles
+    floats = np.empty((count[0] * count[1] if several else 1, BLOCK), np.float32)
     zero = np.zeros(4 * BLOCK, np.float32)
     rest = np.empty((n_rows, BLOCK), np.float32)  # of a block that is wider than what is left of y
     w_row, block_size = BLOCK * w.itemsize, w.strides[0]
@@ -154,26 +158,17 @@ def _multiply_blocks(x, y, w, count, first, last):
         width = min(BLOCK, n_outputs - block * BLOCK)
         at_once = 4 if n_rows == 1 and block + 4 <= min(last, n_outputs // BLOCK) else 1
         share = at_once * block_size // max(1, n_lines)  # of the next blocks, for each line
-        part = share // tiles if keeps else 0  # of that, for its first rows
         for line in range(n_lines):
             rows = x[0] + line * x[1], x[2], x[3]
             out = address_of(y) + line * y.strides[0] + block * 4 * BLOCK, y.strides[1]
             if width < BLOCK:
                 out = address_of(rest), 4 * BLOCK
-            ahead = head + at_once * block_size + line * share
+            step = share if at_once == 1 else share // max(1, count[0] * count[1])
+            beside = head + at_once * block_size + line * share, step, address_of(floats), 0
             if at_once == 4:
-                beside = ahead, share // max(1, count[0] * count[1]), 0, 0
                 tile_1_of_4_blocks(out, start, own, beside, rows, count, w)
-            elif keeps:
-                beside = ahead, part, kept[0], kept[1]
-                multiply_and_keep((out[0], out[1], n_first), start, own, beside, rows, count, w)
-                out = out[0] + n_first * out[1], out[1], n_rows - n_first
-                rows = rows[0] + n_first * rows[1], rows[1], rows[2]
-                beside = ahead + part, share - part, 0, 0
-                multiply(out, start, (kept[0], kept[1], 0), beside, rows, count, floats)
             else:
-                beside = ahead, share, 0, 0
-                multiply((out[0], out[1], n_rows), start, own, beside, rows, count, w)
+                multiply_once((out[0], out[1], n_rows), start, own, beside, rows, count, w)
             for i in range(n_rows if width < BLOCK else 0):
                 for j in range(width):
                     y[line, i, block * BLOCK + j] = rest[i, j]
@@ -200,7 +195,11 @@ def _normed(x, affine, step):
 
 @compiled
 def _run_blocks(x, normed, y, w, added, step, part, parts):
-    """Write a part of all blocks, and apply to it what stands behind the layer."""
+    """Write a part of all blocks, and apply to it what stands behind the layer.
+
+    An argument lives until a call is over, and so does what its address leads to: inlined, `normed`
+    would be freed after its last mention.
+    """
     first, last = len(w) * part // parts, len(w) * (part + 1) // parts
     at = address_of(x), x.strides[0], x.strides[1], x.strides[0] // step.stride
     if normed.size:
@@ -274,16 +273,37 @@ def parallel_kernel(eight_bits):
 # --- Memory in this layout ---
 
 
+_LOCK, _room = threading.Lock(), np.empty(0, np.int8)  # what is left of the latest run
+
+
+def _memory(n_blocks: int, block_size: int) -> NDArray[np.int8]:
+    """
+    Return zeros, int8 (blocks, bytes), cut from large runs of memory.
+
+    All weights are read for each chunk: from huge pages, 4 frames are 3 % faster. And malloc, which
+    a file's reader uses meanwhile, would keep holes between them.
+    """
+    global _room
+    n_bytes = n_blocks * block_size
+    with _LOCK:
+        if len(_room) < n_bytes:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            pages = mmap.mmap(-1, max(RUN, n_bytes), flags=flags)
+            if mmap.PAGESIZE == 4096:  # where the huge ones have 2 MB, and not 32
+                with contextlib.suppress(OSError):  # of a kernel without them
+                    pages.madvise(mmap.MADV_HUGEPAGE)
+            _room = np.frombuffer(pages, np.int8)
+        memory, _room = _room[:n_bytes], _room[-(-n_bytes // 64) * 64 :]
+    return memory.reshape(n_blocks, block_size)
+
+
 def pack(weight: NDArray[Any], bias: Array, scale: Array | None = None) -> NDArray[Any]:
     """Pack weights (N, taps * K), float32, or int8 with scales (N,), and biases (N,)."""
     n_outputs, n_inputs = weight.shape
     n_blocks = -(-n_outputs // BLOCK)
     heads = [bias] if scale is None else [bias, scale]
     size = 4 * BLOCK * len(heads)
-    # In pages of its own: between what a file's reader takes and frees, malloc keeps holes.
-    n_bytes = n_blocks * (size + BLOCK * n_inputs * weight.itemsize)
-    pages = mmap.mmap(-1, max(1, n_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    packed = np.frombuffer(pages, np.int8, n_bytes).reshape(n_blocks, -1)
+    packed = _memory(n_blocks, size + BLOCK * n_inputs * weight.itemsize)
     for block, memory in enumerate(packed):
         chosen = slice(block * BLOCK, min((block + 1) * BLOCK, n_outputs))
         width = chosen.stop - chosen.start

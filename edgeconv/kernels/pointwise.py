@@ -317,7 +317,8 @@ def largest(x, y, size):
     for t in range(len(y)):
         for row in range(y.shape[1]):
             out = y[t, row]
-            out[:] = x[2 * t, 2 * row]
+            for c in range(len(out)):  # an assignment of slices would take two seconds to compile
+                out[c] = x[2 * t, 2 * row, c]
             for i in range(2 * t, min(2 * t + size, len(x))):
                 for j in range(2 * row, min(2 * row + size, x.shape[1])):
                     for c in range(len(out)):

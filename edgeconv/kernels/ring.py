@@ -21,7 +21,7 @@ import numpy as np
 from numba import config, float32, int64, prange, types
 from numpy.typing import NDArray
 
-from edgeconv.kernels import compiled, entry
+from edgeconv.kernels import compiled, entry, inlined
 from edgeconv.kernels.vectors import (
     LANES,
     VECTOR,
@@ -106,7 +106,7 @@ def _push_blocks(x, n_frames, y, ring, header, first_block, last_block):
         done = last
 
 
-@compiled
+@inlined
 def _plan(headers, n_frames, room, lengths, is_frame):
     """Return the most outputs of a row; REFUSED if rows differ, or `room` is not what they take."""
     most = 0
@@ -120,7 +120,7 @@ def _plan(headers, n_frames, room, lengths, is_frame):
     return most if most == room or (is_frame and most == 0) else REFUSED
 
 
-@compiled
+@inlined
 def _push(x, out, state, lengths):
     """Push a chunk (B, T, C), or the first `lengths[b]` frames of row b; all if that is empty.
 

@@ -168,8 +168,8 @@ def make_product(n_frames, n_blocks=1, keeps=False):
     * y: the first output; from a row to the next
     * start: the first block's; from a block to the next
     * w: the weights of k = 0; from one k to the next, from a block to the next
-    * beside: what is fetched meanwhile at k = 0, as it comes next; from one k to the next; where,
-      if it `keeps` the weights of a block as float32, they go; from one k to the next
+    * beside: what is fetched meanwhile at k = 0, as it comes next; from one k to the next; where
+      8-bit weights of one block, if it `keeps` them, go as float32; from one k to the next
     * x: the first row; from a row to the next, from a tap to the next
     * count: taps; values of k in a tap
 
@@ -217,7 +217,7 @@ def make_product(n_frames, n_blocks=1, keeps=False):
                 overall = builder.add(k, builder.mul(tap, count[1]))
                 row = at(w, w_row, overall)
                 factors = [weights(at(row, w_block, b)) for b in range(n_blocks)]
-                for v, vector in enumerate(factors[0] if keeps else ()):
+                for v, vector in enumerate(factors[0] if keeps and eight_bits else ()):
                     place = builder.add(at(floats, floats_k, overall), _WORD(v * VECTOR))
                     builder.store(vector, _pointer(builder, place), align=4)
                 for line in range(1 if eight_bits else 4 * BLOCK // 64):

@@ -342,4 +342,6 @@ def convolution_memory(conv: Any, geometry: Geometry) -> Any:
             f"`causal` must be True for a stream, got {conv}: its outputs need frames that are yet "
             "to come; train with `dynamic_chunk_training`, or call the layer on whole signals"
         )
-    return conv.stream()
+    from edgeconv import stream  # which needs Numba
+
+    return stream.Stream(conv, None, has_step=False)
