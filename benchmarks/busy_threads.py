@@ -19,10 +19,10 @@ import time
 
 import numpy as np
 import report
+from numba import njit
 
 from edgeconv import DepthwiseConvolution, kernels
 from edgeconv.encoder import Encoder
-from edgeconv.kernels import compiled
 
 BLOCKS, CHANNELS, K, PIECES = 24, 512, 31, 300
 PAUSE = 0.01  # seconds between pieces
@@ -95,7 +95,7 @@ def convolutions(n_threads, options):
     return row(f"a frame, the lock is {lock}", n_threads, taken, is_met, options)
 
 
-@compiled
+@njit(**kernels.OPTIONS)
 def harmonic(n):
     """Return a sum that takes a while."""
     total = 0.0

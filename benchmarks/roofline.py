@@ -15,12 +15,12 @@ import functools
 import numpy as np
 import report
 from llvmlite import ir
-from numba import int64, types
+from numba import int64, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from edgeconv import DepthwiseConvolution
-from edgeconv.kernels import compiled, dense, ring, vectors
+from edgeconv.kernels import OPTIONS, compiled, dense, ring, vectors
 
 K = 31
 # A fused multiply-add takes 4 cycles and two start in each: 8 in flight suffice, 12 are safe, and
@@ -68,12 +68,12 @@ def make_chains(reads):
 _multiply, _read = make_chains(reads=False), make_chains(reads=True)
 
 
-@compiled
+@njit(**OPTIONS)
 def _peak(memory, total, count):
     _multiply(memory.ctypes.data, total.ctypes.data, count)
 
 
-@compiled
+@njit(**OPTIONS)
 def _read_again(repetitions, memory, total):
     for _ in range(repetitions):
         _read(memory.ctypes.data, total.ctypes.data, len(memory))
@@ -82,7 +82,7 @@ def _read_again(repetitions, memory, total):
 _push = compiled(ring.push)
 
 
-@compiled
+@njit(**OPTIONS)
 def _push_again(repetitions, x, out, state):
     for _ in range(repetitions):
         _push(x, out, state)
@@ -97,7 +97,7 @@ def _tile_loop(tile, n_frames, n_blocks):
     taps[:], rows[:] = rng.random(taps.shape), rng.random(rows.shape)
     y_stride, rows_stride = y.strides[0], rows.strides[0]
 
-    @compiled
+    @njit(**OPTIONS)
     def run(repetitions, y, taps, rows):
         y, taps, rows = y.ctypes.data, taps.ctypes.data, rows.ctypes.data
         for _ in range(repetitions):
@@ -113,7 +113,7 @@ def _tile_loop(tile, n_frames, n_blocks):
 _dense = compiled(dense.dense)
 
 
-@compiled
+@njit(**OPTIONS)
 def _dense_again(repetitions, x, y, weights, nothing, steps):
     for _ in range(repetitions):
         _dense(x, y, weights, nothing, nothing, steps)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from edgeconv.kernels import OPTIONS, compiled, entry, inlined
 from edgeconv.kernels.pointwise import IDENTITY, add_to, apply, norm
-from edgeconv.kernels.ring import BUSY, Array
+from edgeconv.kernels.ring import BUSY, GATE, Array
 from edgeconv.kernels.vectors import (
     BLOCK,
     LANES,
@@ -116,14 +116,18 @@ def multiply(y, start, w, beside, x, count, like):
 
 
 def multiply_once(y, start, w, beside, x, count, like):
-    """Do what `multiply` does; 8-bit weights become float32 once, in the tile of the first rows."""
+    """Do what `multiply` does; 8-bit weights become float32 in the tile of the first rows alone.
+
+    `beside` ends with where these go, and with how many lines of x came before.
+    """
     raise NotImplementedError  # compiled code calls one of those below
 
 
 def _multiply_8_bits(y, start, w, beside, x, count, like):
     n, kept, tiles = y[2], beside[2], max(1, -(-y[2] // MOST))
-    first = n if tiles == 1 else max(KEEPING, -(-n // tiles))
-    part = beside[1] // tiles
+    first, part = n if tiles == 1 else max(KEEPING, -(-n // tiles)), beside[1] // tiles
+    if tiles > 1 and beside[3] > 0:
+        first, part = 0, 0  # a line before has kept them
     own = beside[0], part, kept, 4 * BLOCK if tiles > 1 else 0
     multiply((y[0], y[1], first), start, w, own, x, count, like)
     out, rows = (y[0] + first * y[1], y[1], n - first), (x[0] + first * x[1], x[1], x[2])
@@ -164,7 +168,7 @@ def _multiply_blocks(x, y, w, count, first, last):
             if width < BLOCK:
                 out = address_of(rest), 4 * BLOCK
             step = share if at_once == 1 else share // max(1, count[0] * count[1])
-            beside = head + at_once * block_size + line * share, step, address_of(floats), 0
+            beside = head + at_once * block_size + line * share, step, address_of(floats), line
             if at_once == 4:
                 tile_1_of_4_blocks(out, start, own, beside, rows, count, w)
             else:
@@ -236,16 +240,16 @@ def dense(x, y, w, affine, added, steps):
         take_lock(thread)
 
 
-def dense_in_parallel(x, y, w, affine, added, steps, gate):
-    """Do what `dense` does, a part for each of equal steps; BUSY if there is another such loop."""
+def dense_in_parallel(x, y, w, affine, added, steps, gate, parts):
+    """Do what `dense` does, in so many parts; BUSY if there is another such loop."""
+    if exchange(int64(gate.ctypes.data), 0, 1) != 0:
+        return BUSY
     mode = enter_usual_mode()
     normed = _normed(x, affine, steps[0])
     return_to_mode(mode)
-    if exchange(int64(gate.ctypes.data), 0, 1) != 0:
-        return BUSY
-    for part in prange(len(steps)):
+    for part in prange(parts):
         mode = enter_usual_mode()
-        _run_blocks(x, normed, y, w, added, steps[part], part, len(steps))
+        _run_blocks(x, normed, y, w, added, steps[0], part, parts)
         return_to_mode(mode)
     exchange(int64(gate.ctypes.data), 1, 0)
     return 0
@@ -266,8 +270,15 @@ def kernel(eight_bits):
 @functools.cache
 def parallel_kernel(eight_bits):
     """Return `dense_in_parallel` for weights of 32 or 8 bits."""
-    signature = int64(*_ROWS, _WEIGHTS[eight_bits], *_BESIDE, types.Array(int64, 1, "C"))
+    own = types.Array(int64, 1, "C"), int64
+    signature = int64(*_ROWS, _WEIGHTS[eight_bits], *_BESIDE, *own)
     return entry(dense_in_parallel, signature, parallel=True, nogil=True)
+
+
+def in_parallel(eight_bits: bool, work: int, threads: int, operands: tuple[Any, ...]) -> bool:
+    """Share a call of so many multiply-adds if that pays; tell whether it is done."""
+    kernel = parallel_kernel(eight_bits)  # compiled in any case: a later call may be worth it
+    return work >= SHARED and bool(kernel(*operands, GATE, threads) != BUSY)
 
 
 # --- Memory in this layout ---

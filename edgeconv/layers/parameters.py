@@ -134,7 +134,7 @@ class Weights:
         scale = np.concatenate(scales) if scales else None
         self._packed = dense.pack(weight, np.concatenate(biases), scale)
         self._eight_bits = scale is not None
-        self._kernel = dense.kernel(self._eight_bits)
+        self._kernel, self._in_parallel = dense.kernel(self._eight_bits), dense.in_parallel
 
     def rows(self, x: Array, out: Array | None = None, *, added: Array = _NONE) -> Array:
         """
@@ -155,16 +155,12 @@ class Weights:
         self._run(np.ndarray(shape, np.float32, image.data, 0, strides), y, _NONE)
 
     def _run(self, x: Array, y: Array, added: Array) -> None:
-        before = x, y, self._packed, self._affine, added
+        operands = x, y, self._packed, self._affine, added, self._steps
         if sharing.threads > 1 and os.getpid() == PROCESS:
-            from edgeconv.kernels import dense, ring
-
-            shared = dense.parallel_kernel(self._eight_bits)
-            if y.size * self._work >= dense.SHARED:
-                parts = np.repeat(self._steps, sharing.threads)
-                if shared(*before, parts, ring.GATE) != ring.BUSY:
-                    return
-        self._kernel(*before, self._steps)
+            work = y.size * self._work
+            if self._in_parallel(self._eight_bits, work, sharing.threads, operands):
+                return
+        self._kernel(*operands)
 
 
 class _Sharing(threading.local):
