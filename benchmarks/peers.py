@@ -1,20 +1,17 @@
-"""How fast is the library? Prints times beside its peers, and beside another version of itself.
+"""How fast is a convolution? Prints times beside the library's peers.
 
     pip install '.[bench]'
-    python benchmarks/peers.py [--before CHECKOUT] [--smoke]
+    python benchmarks/peers.py [--smoke]
 
 Every peer runs in the layout that suits it best, with what it takes to keep the last K - 1 frames
 from one call to the next, on one thread. This library runs through its public API, with all its
 checks. Before anything is timed, a signal that goes chunk by chunk through each must come out
 within the error bound of the exact sums, and this library's with the bits that it has offline. The
-contestants take turns in every round; times are medians over the rounds. `--before` names a
-directory with another version; both versions then take turns, each alone in a process of its own.
+contestants take turns in every round; times are medians over the rounds.
 """
 
 import contextlib
 import functools
-import subprocess
-import sys
 import tempfile
 from collections import namedtuple
 from pathlib import Path
@@ -29,7 +26,7 @@ OFFLINE = 1000
 WORKS = (1, 16, 64, OFFLINE)  # frames of a call
 SIGNALS = (20_000, 60_000)  # frames that threads share
 ROUNDING = 2.0**-24
-OURS, ALONE, BEFORE = "edgeconv", "alone", "before"
+OURS = "edgeconv"
 
 # One way to convolve chunk after chunk: `load` puts a chunk (T, C) where `run`, the timed call,
 # finds it, in its own layout; `read` makes what `run` returns (T, C).
@@ -184,13 +181,13 @@ LIBRARIES = {OURS: edgeconv_itself, "PyTorch": pytorch, "ONNX Runtime": onnx_run
 LIBRARIES |= {"ncnn": ncnn, "NumPy": numpy_taps}
 
 
-def prepare(channels, kernel_size, n_frames, names):
+def prepare(channels, kernel_size, n_frames):
     """Return what is installed, {name: Contestant}, once its outputs are right."""
     conv, K = DepthwiseConvolution(channels // 2, kernel_size, causal=True, rng=0), kernel_size
     contestants = {}
-    for name in names:
+    for name, contestant in LIBRARIES.items():
         with contextlib.suppress(ImportError):
-            contestants[name] = LIBRARIES[name](conv, n_frames)
+            contestants[name] = contestant(conv, n_frames)
     n_chunks = 1 if n_frames == OFFLINE else 2 + K // n_frames
     shape = n_chunks * n_frames, channels
     signal = np.random.default_rng(1).standard_normal(shape, np.float32)
@@ -211,32 +208,9 @@ def prepare(channels, kernel_size, n_frames, names):
     return contestants
 
 
-def serve():
-    """Time this version on demand: a line with C, K, frames and repetitions for each answer."""
-    numba.set_num_threads(1)
-    prepared = functools.cache(lambda *size: prepare(*size, [OURS])[OURS])
-    for line in sys.stdin:
-        *size, repetitions = map(int, line.split())
-        print(report.timer(prepared(*size).run)(repetitions), flush=True)
-
-
-def version(checkout):
-    """Start a process that times a version of the library; return what makes a timer of it."""
-    command, environment = [sys.executable, __file__, "--serve"], report.environment(checkout)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env=environment, **pipes)
-
-    def seconds(size, repetitions):
-        print(*size, repetitions, file=process.stdin, flush=True)
-        return float(process.stdout.readline())
-
-    return lambda size: functools.partial(seconds, size)
-
-
-def compare(size, effort, versions):
+def compare(size, effort):
     """Return the seconds of a call of each contestant, {name: seconds}."""
-    timers = {name: report.timer(one.run) for name, one in prepare(*size, LIBRARIES).items()}
-    timers |= {name: timer(size) for name, timer in versions.items()}
+    timers = {name: report.timer(one.run) for name, one in prepare(*size).items()}
     return report.median_times(timers, *effort)
 
 
@@ -263,23 +237,12 @@ def row(size, times, options):
     cells = [n_frames, channels, kernel_size, f"{1e6 * times[OURS]:.2f}"]
     cells += [*(f"{1e6 * peer:.0f}" for peer in peers), f"{best:.1f} times"]
     cells.append(report.verdict(best >= goal, options))
-    if options.before:
-        ratio = times[ALONE] / times[BEFORE]
-        is_met = ratio <= 1.1 if n_frames > 1 else None
-        cells += [f"{1e6 * times[name]:.2f}" for name in (ALONE, BEFORE)]
-        cells += [f"{ratio:.2f}", report.verdict(is_met, options)]
     return cells
 
 
 def main():
     """Run and print everything."""
-    parser = report.arguments(__doc__)
-    parser.add_argument("--before", metavar="CHECKOUT", help="another version, to compare with")
-    parser.add_argument("--serve", action="store_true", help="time this version for another one")
-    options = parser.parse_args()
-    if options.serve:
-        serve()
-        return
+    options = report.arguments(__doc__).parse_args()
     report.print_facts("torch", "onnxruntime", "ncnn")
     effort, smoke = report.effort(options), options.smoke
     # First, as the peers bring thread pools of their own.
@@ -293,13 +256,10 @@ def main():
     report.print_table(["frames", "C", "K", "one, ms", "two, ms", "times faster"], rows)
     numba.set_num_threads(1)
     print("\nOne thread, microseconds for a call:\n")
-    roots = {ALONE: report.ROOT, BEFORE: options.before} if options.before else {}
-    versions = {name: version(root) for name, root in roots.items()}
     works, sizes = ((1, 16, OFFLINE), report.SIZES[-1:]) if smoke else (WORKS, report.SIZES)
-    results = {(*size, n): compare((*size, n), effort, versions) for n in works for size in sizes}
+    results = {(*size, n): compare((*size, n), effort) for n in works for size in sizes}
     peers = [name for name in next(iter(results.values())) if name in LIBRARIES and name != OURS]
     header = ["frames", "C", "K", OURS, *peers, "faster than the best", ""]
-    header += [ALONE, BEFORE, f"{ALONE} / {BEFORE}", ""] if options.before else []
     report.print_table(header, [row(*result, options) for result in results.items()])
 
 

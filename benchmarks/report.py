@@ -31,9 +31,9 @@ def effort(options):
     return (1, 0.0) if options.smoke else (101, 0.001)
 
 
-def environment(root, **others):
-    """Return the environment of a process that imports the library from a checkout."""
-    return os.environ | {"PYTHONPATH": str(Path(root).resolve())} | others
+def environment(**others):
+    """Return the environment of a process that imports the library from this checkout."""
+    return os.environ | {"PYTHONPATH": str(ROOT)} | others
 
 
 def drawn(kind, n_blocks, is_vgg=False):

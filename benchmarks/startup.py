@@ -1,7 +1,7 @@
-"""What do start and memory cost? Prints both, beside peers and another version of the library.
+"""What do start and memory cost? Prints both, beside peers.
 
     pip install '.[bench]'
-    python benchmarks/startup.py [--before CHECKOUT] [--smoke]
+    python benchmarks/startup.py [--smoke]
 
 Starts each program anew, over and over in turn, and takes the median of the time from the start of
 its process to its first output: with an empty cache, with a filled one, and for a program that
@@ -10,7 +10,7 @@ the bytes that one more stream takes. An encoder of 12 E-Branchformer blocks is 
 converted file, after the small one that is shipped: what Numba takes by itself is not in the
 seconds and memory of loading. The recogniser is the model that ships, with one of its recordings;
 below are the disk that its dependencies take as they are installed here, and Numba's cache of all
-that it compiled. A MB is a million bytes. `--before` names a directory with another version.
+that it compiled. A MB is a million bytes.
 """
 
 import contextlib
@@ -29,16 +29,11 @@ import report
 import edgeconv
 
 C, K = report.SIZES[0]
-OURS, BEFORE, ENCODER, COLD = "edgeconv", "before", "an encoder", ", empty cache"
+OURS, ENCODER, COLD = "edgeconv", "an encoder", ", empty cache"
 RECOGNISER = "a recogniser"
 NUMBA = "Numba, empty function"
 ROUNDS, COLD_ROUNDS = 7, 3
 WEIGHTS = str(report.ROOT / "weights")
-TARGETS = (  # times as much as the other version
-    (COLD, 0, "seconds, empty cache", 0.5),
-    ("", 0, "seconds, filled cache", 1.05),
-    ("", 3, "bytes of a stream", 1.0),
-)
 LOADING, RISE, BESIDE, COMPILING = 1.0, 1.3, 150, 15  # s, of the weights, MB, s: see `judge`
 
 STREAM = """
@@ -130,14 +125,14 @@ def prepare(directory, n_blocks):
     return n_parameters, 4 * n_parameters / 1e6
 
 
-def start(program, root, cache):
+def start(program, cache):
     """Run a program; return seconds to its output, MB then and at most, and what it says then."""
     parts = program, OUTPUT, {STREAM: MEMORY, LOAD: LOADED}.get(program, "")
     names = f"SIZE, K, WEIGHTS = {C // 2}, {K}, {WEIGHTS!r}\n"
     text = names + "".join(map(textwrap.dedent, parts))
     # Installed packages have their bytecode, and the libraries may write theirs.
     others = {"NUMBA_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": ""}
-    environment = report.environment(root, **others)
+    environment = report.environment(**others)
     command, to_here = [sys.executable, "-c", text], {"stdout": subprocess.PIPE, "text": True}
     begin = time.perf_counter()
     with subprocess.Popen(command, cwd=cache.parent, env=environment, **to_here) as process:
@@ -179,28 +174,22 @@ def judge(medians, weights, options):
 
 def main():
     """Start everything, and print."""
-    parser = report.arguments(__doc__)
-    parser.add_argument("--before", metavar="CHECKOUT", help="another version, to compare with")
-    options = parser.parse_args()
+    options = report.arguments(__doc__).parse_args()
     report.print_facts("torch", "onnxruntime")
-    roots = {OURS: report.ROOT} | ({BEFORE: options.before} if options.before else {})
     rounds, cold_rounds = (1, 1) if options.smoke else (ROUNDS, COLD_ROUNDS)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         n_parameters, weights = prepare(directory, 1 if options.smoke else 12)
-        cold = {name: (STREAM, root) for name, root in roots.items()}
-        cold |= {ENCODER: (LOAD, report.ROOT), RECOGNISER: (TRANSCRIBE, report.ROOT)}
-        programs = {name: (*program, directory / "warm") for name, program in cold.items()}
-        for name, program in PROGRAMS.items():
-            programs[name] = program, report.ROOT, directory / "warm"
+        cold = {OURS: STREAM, ENCODER: LOAD, RECOGNISER: TRANSCRIBE}
+        programs = cold | PROGRAMS
         results = {f"{name}{COLD}": [] for name in cold} | {name: [] for name in programs}
         for i in range(cold_rounds):
             for name, program in cold.items():
-                results[name + COLD].append(start(*program, directory / f"empty-{name}-{i}"))
+                results[name + COLD].append(start(program, directory / f"empty-{name}-{i}"))
         cached = megabytes((directory / f"empty-{RECOGNISER}-0").rglob("*"))
         for i in range(1 + rounds):  # the first one fills the cache
             for name, program in programs.items():
-                if (taken := start(*program)) and i:
+                if (taken := start(program, directory / "warm")) and i:
                     results[name].append(taken)
     medians = {name: np.median(taken, axis=0) for name, taken in results.items() if taken}
     header = [f"C = {C}, K = {K}", "seconds to output", "MB then", "at most", "bytes of a stream"]
@@ -212,10 +201,6 @@ def main():
     print_disk(cached)
     print(f"The encoder has {n_parameters / 1e6:.1f} million parameters, {weights:.0f} MB.")
     judge(medians, weights, options)
-    for state, column, what, target in TARGETS if options.before else ():
-        ratio = medians[OURS + state][column] / medians[BEFORE + state][column]
-        is_met = report.verdict(ratio <= target, options)
-        print(f"{what}: {ratio:.2f} times as before, {target} allowed: {is_met}")
 
 
 if __name__ == "__main__":
