@@ -28,12 +28,15 @@ SCORES, SHIFTED, CONTEXT = range(3)
 
 
 @inlined
-def _products(y, x, w, n_outputs, n_terms, start):
-    """Write products of rows with a matrix, whole blocks of outputs; operands as in `multiply`."""
-    for i in range(0, n_outputs, BLOCK):
-        out, at_w = (y[0] + 4 * i, y[1], y[2]), w[0] + 4 * i
-        own, beside = (at_w, w[1], 0), (at_w, 0, 0, 0)  # all is in the cache: no more is fetched
-        multiply(out, (address_of(start), 0), own, beside, x, (1, n_terms), start)
+def _products(y, x, w, following, count, start):
+    """Write products of rows with a matrix `w`, whole blocks of outputs; operands as in `multiply`.
+
+    Meanwhile as many rows of the following matrix are fetched.
+    """
+    for i in range(0, count[0], BLOCK):
+        out, own = (y[0] + 4 * i, y[1], y[2]), (w[0] + 4 * i, w[1], 0)
+        beside = following[0] + 4 * i, count[1] * following[1], 0, 0
+        multiply(out, (address_of(start), 0), own, beside, x, (1, count[1]), start)
 
 
 def attend(projected, biases, keys, values, positions, span):
@@ -74,17 +77,23 @@ def attend(projected, biases, keys, values, positions, span):
         rows = min(MOST, n_frames - t)
         # Frame t is the key n - n_frames + t; its columns begin one before those of frame t - 1.
         column = zero - (n - n_frames + t + rows - 1)
+        at_keys = address_of(keys) + head * keys.strides[0] + 4 * first
+        at_positions = address_of(positions) + head * positions.strides[0] + 4 * column
+        at_values = address_of(values) + head * values.strides[1] + first * values.strides[0]
+        matrices = (
+            (at_keys, keys.strides[1]),
+            (at_positions, positions.strides[1]),
+            (at_values, values.strides[0]),
+            (at_keys + keys.strides[0], keys.strides[1]),  # of the next head
+        )
         query = address_of(queries) + t * queries.strides[1] + 4 * head * size
         if step == SCORES:
             y, x = (address_of(scores), scores.strides[0]), (query, 4 * width, 0)
-            w = address_of(keys) + head * keys.strides[0] + 4 * first, keys.strides[1]
-            n_outputs, n_terms = n, size
+            count = n, size
         elif step == SHIFTED:
             query += queries.strides[0]
             y, x = (address_of(shifted), shifted.strides[0]), (query, 4 * width, 0)
-            w = address_of(positions) + head * positions.strides[0], positions.strides[1]
-            w = w[0] + 4 * column, w[1]
-            n_outputs, n_terms = n + rows - 1, size
+            count = n + rows - 1, size
         else:
             for i in range(rows):
                 by_key, by_distance = scores[i], shifted[i, rows - 1 - i :]
@@ -93,10 +102,8 @@ def attend(projected, biases, keys, values, positions, span):
                 softmax(scores, i, n)
             y = address_of(context), context.strides[0]
             x = address_of(scores), scores.strides[0], 0
-            w = address_of(values) + head * values.strides[1], values.strides[0]
-            w = w[0] + first * w[1], w[1]
-            n_outputs, n_terms = wide, n
-        _products((y[0], y[1], rows), x, w, n_outputs, n_terms, start)
+            count = wide, n
+        _products((y[0], y[1], rows), x, matrices[step], matrices[step + 1], count, start)
         if step == CONTEXT:
             for i in range(rows):
                 for j in range(size):
