@@ -43,10 +43,12 @@ def doctor() -> None:
     print(*facts_lines(), sep="\n")
     start = perf_counter()
     with compiling():
-        from edgeconv.kernels import ring
+        from edgeconv.kernels import pointwise, ring
 
         try:
             kernels = [*map(ring.kernel, (1, 2, 3)), ring.parallel_kernel()]
+            for function in (pointwise.gate, pointwise.largest):  # of other models than the shipped
+                pointwise.kernel(function)
             load_recogniser(shipped() / f"{MODEL}.npz").stream()
         except Exception as error:  # whatever it is that stops Numba, the user is to see a remedy
             remedy = "install numba and llvmlite again, or empty their cache"

@@ -1,4 +1,4 @@
-"""Run every kernel on arrays that end, or begin, at a page that may not be touched.
+"""Run a convolution's kernels on arrays that end, or begin, at a page that may not be touched.
 
 `python guarded.py after|before`: an access outside the arrays ends the process by SIGSEGV. To show
 that it would, child processes then have memory for arrays of one kind that is an element short (or

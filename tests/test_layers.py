@@ -8,7 +8,7 @@ from laws import run, verify_contract
 from reference import convolve, fused, same_bits
 
 from edgeconv import CheckpointError, layers
-from edgeconv.kernels import dense
+from edgeconv.kernels import dense, pointwise
 from edgeconv.layers.activation import Activation
 from edgeconv.layers.parameters import Weights, quantised, sharing, with_8_bits
 
@@ -94,6 +94,15 @@ def test_what_stands_before_and_behind_a_layer_changes_no_bit(quantise, threads,
         assert same_bits(
             weights.rows(x, out, added=term), np.vectorize(fused)(factor, expected, term)
         )
+
+
+@pytest.mark.parametrize("kind", pointwise.ACTIVATIONS)
+def test_every_function_may_stand_behind_a_layer(kind):
+    state, x = Numbers(), signal(5, 12)
+    state.linear("linear", 40, 12)
+    expected = Activation(kind)(Weights(state, "linear", shape=(40, 12)).rows(x))
+    layer = Weights(state, "linear", shape=(40, 12), activation=Activation(kind))
+    assert same_bits(layer.rows(x), expected)
 
 
 @pytest.mark.parametrize("name", ["linear", "layer_norm", "feed_forward"])

@@ -28,7 +28,7 @@ def compiled(function: Any, **options: Any) -> Any:
 
 
 def inlined(function: Any) -> Any:
-    """Compile a function as a part of the one kernel that calls it: LLVM then sees it once.
+    """Compile a function as a part of what calls it: LLVM then sees it once.
 
     An array that it is given may be freed after its last mention, while its address is in use.
     """

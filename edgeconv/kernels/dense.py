@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import mmap
-import threading
 from typing import Any
 
 import numpy as np
@@ -49,12 +48,14 @@ LONG = 1 << 26
 # Multiply-adds from which threads share a call: some 20 us on a PC, four times what a loop costs.
 SHARED = 1 << 20
 
-RUN = 1 << 25  # bytes of memory that weights are cut from
+RUN = 1 << 23  # bytes of memory that weights are cut from
 
 # As many accumulators as there are registers for: 16 in AVX2, 32 in NEON (two to a vector) and
 # AVX-512. Sums of one frame wait for each other's roundings: those of four blocks fill the time.
 MOST = 8 if LANES == 16 else 6
-KEEPING = 5  # frames from which a tile keeps 8-bit weights as float32, for others
+# Frames from which a tile keeps 8-bit weights as float32, for others. Where there are none, it is
+# a tenth slower on ARM for it; further tiles would take half a second to compile.
+KEEPING = 5
 tile_8, tile_7, tile_6, tile_5 = (make_product(n, keeps=True) for n in (8, 7, 6, KEEPING))
 tile_4, tile_3, tile_2, tile_1 = (make_product(n) for n in (4, 3, 2, 1))
 tile_1_of_4_blocks = make_product(1, n_blocks=4)
@@ -141,24 +142,22 @@ def _multiply_once(y, start, w, beside, x, count, like):
 
 
 @inlined
-def _multiply_blocks(x, y, w, count, first, last):
+def _multiply_blocks(x, y, w, count, blocks, memory):
     """Write the sums of some blocks for all rows of all lines, x (address, line, row, tap).
 
-    Those of 8-bit weights are yet to be scaled.
+    Those of 8-bit weights are yet to be scaled. `memory` has rows of a block: zeros, what is left
+    of y where that is narrower, and weights that became float32.
     """
     n_lines, n_rows, n_outputs = y.shape
     eight_bits = w.itemsize == 1
-    several = eight_bits and n_rows > MOST  # tiles
-    floats = np.empty((count[0] * count[1] if several else 1, BLOCK), np.float32)
-    zero = np.zeros(4 * BLOCK, np.float32)
-    rest = np.empty((n_rows, BLOCK), np.float32)  # of a block that is wider than what is left of y
     w_row, block_size = BLOCK * w.itemsize, w.strides[0]
-    to_weights = BLOCK * (8 if eight_bits else 4)
-    block = first
+    block, last = blocks
     while block < last:
+        zeros = address_of(memory)
+        rest, floats = zeros + 4 * BLOCK, zeros + 4 * BLOCK * (1 + n_rows)
         head = address_of(w) + block * block_size
-        start = (address_of(zero), 0) if eight_bits else (head, block_size)
-        own = head + to_weights, w_row, block_size
+        start = (zeros, 0) if eight_bits else (head, block_size)
+        own = head + 4 * BLOCK * (2 if eight_bits else 1), w_row, block_size
         width = min(BLOCK, n_outputs - block * BLOCK)
         at_once = 4 if n_rows == 1 and block + 4 <= min(last, n_outputs // BLOCK) else 1
         share = at_once * block_size // max(1, n_lines)  # of the next blocks, for each line
@@ -166,17 +165,27 @@ def _multiply_blocks(x, y, w, count, first, last):
             rows = x[0] + line * x[1], x[2], x[3]
             out = address_of(y) + line * y.strides[0] + block * 4 * BLOCK, y.strides[1]
             if width < BLOCK:
-                out = address_of(rest), 4 * BLOCK
+                out = rest, 4 * BLOCK
             step = share if at_once == 1 else share // max(1, count[0] * count[1])
-            beside = head + at_once * block_size + line * share, step, address_of(floats), line
+            beside = head + at_once * block_size + line * share, step, floats, line
             if at_once == 4:
                 tile_1_of_4_blocks(out, start, own, beside, rows, count, w)
             else:
                 multiply_once((out[0], out[1], n_rows), start, own, beside, rows, count, w)
             for i in range(n_rows if width < BLOCK else 0):
                 for j in range(width):
-                    y[line, i, block * BLOCK + j] = rest[i, j]
+                    y[line, i, block * BLOCK + j] = memory[1 + i, j]
         block += at_once
+
+
+@inlined
+def _scale(numbers, w, blocks):
+    """Multiply sums of 8-bit weights of some blocks by their scales, and add the biases."""
+    for block in range(blocks[0], blocks[1]):
+        head = carray(pointer(address_of(w) + block * w.strides[0]), 2 * BLOCK)
+        place = (block - blocks[0]) * BLOCK
+        for i in range(min(BLOCK, len(numbers) - place)):
+            numbers[place + i] = fused(numbers[place + i], head[BLOCK + i], head[i])
 
 
 @compiled
@@ -204,24 +213,31 @@ def _run_blocks(x, normed, y, w, added, step, part, parts):
     An argument lives until a call is over, and so does what its address leads to: inlined, `normed`
     would be freed after its last mention.
     """
-    first, last = len(w) * part // parts, len(w) * (part + 1) // parts
+    blocks = len(w) * part // parts, len(w) * (part + 1) // parts
+    count, eight_bits, n_rows = (step.taps, x.shape[2]), w.itemsize == 1, y.shape[1]
+    n_kept = count[0] * count[1] if eight_bits and n_rows > MOST else 1
+    memory = np.empty((1 + n_rows + n_kept, BLOCK), np.float32)
+    for i in range(BLOCK):
+        memory[0, i] = 0
+    # Not before all memory is there, as an error must be raised under the lock.
+    is_long = parts == 1 and y.size * count[0] * count[1] >= LONG
+    thread = give_up_lock() if is_long else 0
     at = address_of(x), x.strides[0], x.strides[1], x.strides[0] // step.stride
     if normed.size:
         at = address_of(normed), 0, normed.strides[0], 0
-    _multiply_blocks(at, y, w, (step.taps, x.shape[2]), first, last)
-    start, stop = first * BLOCK, min(last * BLOCK, y.shape[2])
+    _multiply_blocks(at, y, w, count, blocks, memory)
+    first, last = blocks[0] * BLOCK, min(blocks[1] * BLOCK, y.shape[2])
     for line in range(y.shape[0]):
-        for i in range(y.shape[1]):
-            numbers = _row(y, line, i, start, stop)
-            for block in range(first, last if w.itemsize == 1 else first):
-                head = carray(pointer(address_of(w) + block * w.strides[0]), 2 * BLOCK)
-                place = block * BLOCK - start
-                for j in range(min(BLOCK, stop - start - place)):
-                    numbers[place + j] = fused(numbers[place + j], head[BLOCK + j], head[j])
+        for i in range(n_rows):
+            numbers = _row(y, line, i, first, last)
+            if eight_bits:
+                _scale(numbers, w, blocks)
             if step.function != IDENTITY:
                 apply(numbers, step.function, step.low, step.high)
             if added.size:
-                add_to(numbers, step.factor, added[i, start:stop])
+                add_to(numbers, step.factor, added[i, first:last])
+    if is_long:
+        take_lock(thread)
 
 
 def dense(x, y, w, affine, added, steps):
@@ -229,24 +245,18 @@ def dense(x, y, w, affine, added, steps):
 
     affine (2, K) are a norm's factors and offsets, added (rows, N) is a term; or both are empty.
     """
-    step = steps[0]
     mode = enter_usual_mode()
-    normed = _normed(x, affine, step)  # before the lock is given up, as memory may lack
-    is_long = y.size * step.taps * x.shape[2] >= LONG
-    thread = give_up_lock() if is_long else 0
-    _run_blocks(x, normed, y, w, added, step, 0, 1)
+    _run_blocks(x, _normed(x, affine, steps[0]), y, w, added, steps[0], 0, 1)
     return_to_mode(mode)
-    if is_long:
-        take_lock(thread)
 
 
 def dense_in_parallel(x, y, w, affine, added, steps, gate, parts):
     """Do what `dense` does, in so many parts; BUSY if there is another such loop."""
-    if exchange(int64(gate.ctypes.data), 0, 1) != 0:
-        return BUSY
     mode = enter_usual_mode()
     normed = _normed(x, affine, steps[0])
     return_to_mode(mode)
+    if exchange(int64(gate.ctypes.data), 0, 1) != 0:
+        return BUSY
     for part in prange(parts):
         mode = enter_usual_mode()
         _run_blocks(x, normed, y, w, added, steps[0], part, parts)
@@ -284,7 +294,7 @@ def in_parallel(eight_bits: bool, work: int, threads: int, operands: tuple[Any, 
 # --- Memory in this layout ---
 
 
-_LOCK, _room = threading.Lock(), np.empty(0, np.int8)  # what is left of the latest run
+_rooms: list[NDArray[np.int8]] = []  # what is left of the latest runs, one for each thread at most
 
 
 def _memory(n_blocks: int, block_size: int) -> NDArray[np.int8]:
@@ -292,19 +302,24 @@ def _memory(n_blocks: int, block_size: int) -> NDArray[np.int8]:
     Return zeros, int8 (blocks, bytes), cut from large runs of memory.
 
     All weights are read for each chunk: from huge pages, 4 frames are 3 % faster. And malloc, which
-    a file's reader uses meanwhile, would keep holes between them.
+    a file's reader uses meanwhile, would keep holes between them. A run is freed with the last of
+    the weights in it. There is no lock, which a forked process might find taken.
     """
-    global _room
     n_bytes = n_blocks * block_size
-    with _LOCK:
-        if len(_room) < n_bytes:
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            pages = mmap.mmap(-1, max(RUN, n_bytes), flags=flags)
-            if mmap.PAGESIZE == 4096:  # where the huge ones have 2 MB, and not 32
-                with contextlib.suppress(OSError):  # of a kernel without them
-                    pages.madvise(mmap.MADV_HUGEPAGE)
-            _room = np.frombuffer(pages, np.int8)
-        memory, _room = _room[:n_bytes], _room[-(-n_bytes // 64) * 64 :]
+    try:
+        room = _rooms.pop()
+    except IndexError:
+        room = np.empty(0, np.int8)
+    run = room
+    if len(room) < n_bytes:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        pages = mmap.mmap(-1, max(RUN, n_bytes), flags=flags)
+        if mmap.PAGESIZE == 4096:  # where the huge ones have 2 MB, and not 32
+            with contextlib.suppress(OSError):  # of a kernel without them
+                pages.madvise(mmap.MADV_HUGEPAGE)
+        run = np.frombuffer(pages, np.int8)
+    memory, rest = run[:n_bytes], run[-(-n_bytes // 64) * 64 :]
+    _rooms.append(rest if run is room else max(room, rest, key=len))
     return memory.reshape(n_blocks, block_size)
 
 

@@ -185,23 +185,21 @@ def apply(numbers, kind, low, high):
     elif kind == GELU:
         for i in range(n):
             numbers[i] = gelu(float64(numbers[i]))
+    elif kind == SIGMOID:
+        for i in range(n):
+            numbers[i] = sigmoid(float64(numbers[i]))
+    elif kind == EXP:
+        for i in range(n):
+            numbers[i] = exp(float64(numbers[i]))
+    elif kind == LOG:
+        for i in range(n):
+            numbers[i] = log(float64(numbers[i]))
 
 
 def activate(x, kind, low, high):
-    """Replace x (T, D) by a function of it, also by those that no layer has behind it."""
+    """Replace x (T, D) by a function of it."""
     mode = enter_usual_mode()
-    numbers = x.reshape(x.size)
-    if kind == SIGMOID:
-        for i in range(x.size):
-            numbers[i] = sigmoid(float64(numbers[i]))
-    elif kind == EXP:
-        for i in range(x.size):
-            numbers[i] = exp(float64(numbers[i]))
-    elif kind == LOG:
-        for i in range(x.size):
-            numbers[i] = log(float64(numbers[i]))
-    else:
-        apply(numbers, kind, low, high)
+    apply(x.reshape(x.size), kind, low, high)
     return_to_mode(mode)
 
 

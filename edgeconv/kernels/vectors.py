@@ -253,8 +253,8 @@ def make_sum(kind):
     """Make the sum of n float32, or of squares of what they exceed `minus` by; or the largest one.
 
     The order does not depend on the width of vectors: number i is added to the partial sum
-    i mod 16, and those are then added in pairs, j and j + 8, j and j + 4, ... The largest of
-    numbers with a NaN among them is any of them.
+    i mod 16, and those are then added in pairs, j and j + 8, j and j + 4, ... The largest
+    one is that of what is no NaN.
     """
     vector = ir.VectorType(ir.FloatType(), 16)
     first = float("-inf") if kind == LARGEST else 0.0
