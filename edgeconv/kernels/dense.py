@@ -48,7 +48,7 @@ LONG = 1 << 26
 # Multiply-adds from which threads share a call: some 20 us on a PC, four times what a loop costs.
 SHARED = 1 << 20
 
-RUN = 1 << 23  # bytes of memory that weights are cut from
+RUN = 1 << 25  # bytes of memory that weights are cut from
 
 # As many accumulators as there are registers for: 16 in AVX2, 32 in NEON (two to a vector) and
 # AVX-512. Sums of one frame wait for each other's roundings: those of four blocks fill the time.
