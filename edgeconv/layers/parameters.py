@@ -156,7 +156,7 @@ class Weights:
 
     def _run(self, x: Array, y: Array, added: Array) -> None:
         operands = x, y, self._packed, self._affine, added, self._steps
-        if sharing.threads > 1 and os.getpid() == PROCESS:
+        if sharing.threads > 1:
             work = y.size * self._work
             if self._in_parallel(self._eight_bits, work, sharing.threads, operands):
                 return
@@ -170,8 +170,8 @@ class _Sharing(threading.local):
 
     @contextlib.contextmanager
     def among(self, threads: int) -> Iterator[None]:
-        """Let calls inside use so many."""
-        before, self.threads = self.threads, threads
+        """Let calls inside use so many, or one in a process that was forked."""
+        before, self.threads = self.threads, threads if os.getpid() == PROCESS else 1
         try:
             yield
         finally:
