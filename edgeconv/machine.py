@@ -47,8 +47,8 @@ def doctor() -> None:
 
         try:
             kernels = [*map(ring.kernel, (1, 2, 3)), ring.parallel_kernel()]
-            for function in (pointwise.gate, pointwise.largest):  # of other models than the shipped
-                pointwise.kernel(function)
+            # Of other models than the one that ships:
+            kernels += map(pointwise.kernel, (pointwise.gate, pointwise.largest))
             load_recogniser(shipped() / f"{MODEL}.npz").stream()
         except Exception as error:  # whatever it is that stops Numba, the user is to see a remedy
             remedy = "install numba and llvmlite again, or empty their cache"

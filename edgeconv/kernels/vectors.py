@@ -265,12 +265,15 @@ def make_sum(kind):
             address, n, minus = args
             partial = cgutils.alloca_once_value(builder, ir.Constant(vector, [first] * 16))
 
-            def plus(total, number, minus, suffix):
-                if kind == SUM:
-                    return builder.fadd(total, number)
+            def joined(total, other):
                 if kind == LARGEST:
-                    is_larger = builder.fcmp_ordered(">", number, total)
-                    return builder.select(is_larger, number, total)
+                    is_larger = builder.fcmp_ordered(">", other, total)
+                    return builder.select(is_larger, other, total)
+                return builder.fadd(total, other)
+
+            def plus(total, number, minus, suffix):
+                if kind != SQUARES:
+                    return joined(total, number)
                 excess = builder.fsub(number, minus)
                 return _call(builder, f"llvm.fma.{suffix}", excess.type, excess, excess, total)
 
@@ -294,7 +297,7 @@ def make_sum(kind):
                     for i in (0, width)
                 )
                 low, high = (builder.shuffle_vector(sums, sums, half) for half in halves)
-                sums = builder.fadd(low, high) if kind != LARGEST else plus(low, high, None, "")
+                sums = joined(low, high)
             return builder.extract_element(sums, ir.IntType(32)(0))
 
         return float32(int64, int64, float32), emit

@@ -122,7 +122,7 @@ class Weights:
             weights.append(weight.reshape(len(weight), -1))
         if len({weight.dtype for weight in weights}) > 1:
             raise CheckpointError(f"{', '.join(prefixes)} must all be floats, or all int8")
-        # A further copy of the largest weights would be what loading takes at most.
+        # One layer is not copied: copies of the largest were the peak of loading.
         weight = np.concatenate(weights) if len(weights) > 1 else weights[0]
         self.n_outputs, self.n_inputs = weight.shape[0], weight.shape[1] // lines[0]
         self._affine = norm.affine if norm else _NONE
