@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 Frames: TypeAlias = NDArray[np.float32]
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Lengths: TypeAlias = Sequence[int] | NDArray[np.integer[Any]]
-# Multiply-adds of one call, during which Ctrl-C waits: some 25 ms on a PC. From here on threads
-# pay: on a busy machine, two were up to 27 times slower than one on shorter work.
-PIECE, FRAME = 1 << 29, 1 << 12  # the latter is what a frame costs beside its own, in these
-ROWS = 64  # of a batch at a time: their rings take 16 MB at C = 512, K = 31
+# Multiply-adds from which threads share a signal, some 20 ms on a PC: on a busy machine, two were
+# up to 27 times slower than one on shorter work.
+SHARED = 300_000_000
 
 
 class Stream:
@@ -136,6 +135,13 @@ class Stream:
             y[row, count:] = 0
         return y, np.array(counts)
 
+    def _process_in_parallel(self, x: Floats, out: Frames) -> bool:
+        """Share a long chunk among threads; tell whether that could be done."""
+        if self._missing:
+            return False
+        given = arguments.as_float32(x), out, self._memory, ring.GATE
+        return bool(ring.parallel_kernel()(*given) != ring.BUSY)
+
     def _try(self, kernel: Any, x: Any, y: Any) -> int:
         """Call a kernel with arrays as they came: a negative answer unless it can take them."""
         if (  # what Numba tells by itself, by an error, is not asked here
@@ -180,16 +186,13 @@ class Stream:
         after each row's own. `rows`, an integer or several, are those to end; the others go on.
         """
         chosen = self._rows(rows)
-        if not chosen.size:
-            return np.empty((0, 0, self._conv.channels), np.float32)
-        # The end happens to a copy: after an error the signal is as it was.
-        ending = Stream(self._conv, len(chosen) if self._leading else None)
-        ending._memory[:] = self._memory[chosen]
-        zeros = np.zeros((*ending._leading, self.latency, self._conv.channels), np.float32)
-        lengths = [self.latency] * len(chosen) if self._leading else None
-        ended = ending.process(zeros, lengths=lengths)
+        zeros = np.zeros((*self._leading, self.latency, self._conv.channels), np.float32)
+        if self._leading:
+            lengths = self.latency * np.bincount(chosen, minlength=len(self._memory))
+            y: Frames = self.process(zeros, lengths=lengths)[0][chosen]
+        else:
+            y = self.process(zeros)
         self.reset(rows)
-        y: Frames = ended[0] if self._leading else ended
         return y
 
     def reset(self, rows: int | Sequence[int] | None = None) -> None:
@@ -295,40 +298,19 @@ def convolve(
     serial: bool,
 ) -> tuple[Frames, Frames]:
     """Convolve ``lengths[b]`` frames of every row b, as `conv` documents its arguments."""
-    batch_size, n_frames, channels = x.shape
-    missing = max(0, LANES - channels)
-    shape = batch_size, n_frames, channels + missing
-    y = (np.zeros if (lengths < n_frames).any() else np.empty)(shape, np.float32)
-    if conv.latency:  # zeros follow every signal, until its last output is final
-        after = ((0, 0), (0, conv.latency))
-        over = np.arange(n_frames + conv.latency) >= lengths[:, None]
-        mask = over if mask is None else over | np.pad(mask, after)
-        lengths = lengths + conv.latency
-    latest = np.empty((batch_size, channels, conv.kernel_size - 1), np.float32)
-    for first in range(0, batch_size, ROWS):
-        rows = slice(first, first + ROWS)
-        state = ring.new_state(len(x[rows]), y.shape[2], conv.latency, 1, conv._taps)
+    y = (np.zeros if (lengths < x.shape[1]).any() else np.empty)(x.shape, np.float32)
+    latest = np.empty((len(x), conv.channels, conv.kernel_size - 1), np.float32)
+    stream = Stream(conv, None, has_step=False)
+    for row, length in enumerate(lengths.tolist()):
+        frames, out = x[row, :length], y[row, : max(0, length - conv.latency)]
+        if mask is not None:
+            frames = np.where(mask[row, :length, None], x.dtype.type(0), frames)
         if cache is not None:
-            ring.write(state, widened(cache[rows], missing, axis=1))
-        work = len(state) * (y.shape[2] * conv.kernel_size + FRAME)  # of a frame of each row
-        at_once = max(1, PIECE // work)
-        for start in range(0, n_frames + conv.latency, at_once):
-            frames = slice(start, min(start + at_once, n_frames + conv.latency))
-            piece = x[rows, frames]
-            if zeros := frames.stop - start - piece.shape[1]:
-                piece = np.pad(piece, ((0, 0), (0, zeros), (0, 0)))
-            if mask is not None:
-                piece = np.where(mask[rows, frames, None], x.dtype.type(0), piece)
-            n = np.clip(lengths[rows] - start, 0, piece.shape[1])
-            n.flags.writeable = False
-            piece, out = arguments.as_float32(widened(piece, missing)), y[rows]
-            pays = int(n.sum()) * work > len(state) * PIECE // 4 * 3 and ring.THREADS > 1
-            given = piece, out, state, n, ring.GATE
-            if pays and not serial and ring.parallel_kernel()(*given) != ring.BUSY:
-                continue
-            ready = state.view(np.int64)[:, ring.FRAMES_IN] - conv.latency
-            for row, (t, count) in enumerate(zip(ready.tolist(), n.tolist(), strict=True)):
-                own = out[row, max(0, t) : max(0, t + count)]
-                ring.kernel(2)(piece[row, :count], own, state[row : row + 1])
-        latest[rows] = ring.read(state)[:, :channels]
-    return np.ascontiguousarray(y[..., :channels]), latest
+            stream.cache = cache[row : row + 1]
+        pays = length * conv.channels * conv.kernel_size >= SHARED and ring.THREADS > 1
+        if serial or not pays or not stream._process_in_parallel(frames, out):
+            stream.process(frames, out)
+        if conv.causal:
+            latest[row] = stream.cache[0]
+        y[row, len(out) : length] = stream.flush()
+    return y, latest

@@ -86,8 +86,8 @@ def outputs(conv, edge, short_kind):
                     yield one.flush(rows=[1, 2])
                     yield one.flush()
             yield one.flush()
-        for piece in (1 << 28, 40 * (C * K + stream.FRAME)):  # in one, and in several on threads
-            with mock.patch.object(stream, "PIECE", piece):
+        for least in (stream.SHARED, 0):  # multiply-adds for threads
+            with mock.patch.object(stream, "SHARED", least):
                 for n_frames in (1, K, 2 * PASS + 1):
                     yield conv(frames(2, n_frames, C))[0]
                     yield conv(frames(2, n_frames, C), lengths=[n_frames, n_frames // 3])[0]

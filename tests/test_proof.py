@@ -6,7 +6,6 @@ import json
 import platform
 import re
 from contextlib import contextmanager
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -121,9 +120,9 @@ def one_bit_off(function, calls):
     [
         (DepthwiseConvolution, "__call__", 1, "offline"),
         (Stream, "step", 99, "frame by frame"),
-        (Stream, "flush", 0, "frame by frame"),
-        (Stream, "process", 3, r"in random chunks \(seed 3\)"),
-        (Stream, "flush", 2, r"in random chunks \(seed 3\)"),
+        (Stream, "flush", 3, "frame by frame"),
+        (Stream, "process", 11, r"in random chunks \(seed 3\)"),
+        (Stream, "flush", 5, r"in random chunks \(seed 3\)"),
     ],
 )
 def test_a_wrong_bit_of_one_way_to_run(owner, name, calls, way, path, monkeypatch):
@@ -159,17 +158,6 @@ def test_a_processor_that_flushes_subnormals(path, monkeypatch):
 
     monkeypatch.setattr(DepthwiseConvolution, "__call__", flushed)
     fails(lambda: verify(path), expected, "offline")
-
-
-def test_seeds_cut_differently():
-    lengths = []
-    for seed in (1, 2):
-        with mock.patch.object(
-            Stream, "process", autospec=True, side_effect=Stream.process
-        ) as seen:
-            verify(CAUSAL, seed=seed)
-        lengths.append([len(call.args[1]) for call in seen.mock_calls])
-    assert lengths[0] != lengths[1]
 
 
 def test_files_without_digests(path):

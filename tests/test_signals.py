@@ -1,7 +1,6 @@
 """Signal handlers that raise: a call has happened or has not, and `frames_in` says which."""
 
 import gc
-import signal
 import sys
 
 import numpy as np
@@ -73,26 +72,3 @@ def test_a_call_happens_wholly_or_not_at_all(name, causal):
         assert state["frames_in"].tolist() == expected["frames_in"].tolist()
     assert 0 < sum(happened) < len(happened)
     assert sorted(happened) == happened
-
-
-def test_ctrl_c_acts_before_a_long_signal_is_done():
-    """The handler runs between the pieces of a signal that takes seconds."""
-    conv = DepthwiseConvolution(64, 4001, causal=True, rng=0)
-    x = np.broadcast_to(np.float32(1), (1, 2**17, 128))
-    conv(x[:, : 2**10])  # compiled
-    heard = []
-
-    def third_time(*_):  # a call of one piece hears of all of them once, at its end
-        heard.append(1)
-        if len(heard) == 3:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, third_time)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
-        with pytest.raises(KeyboardInterrupt):
-            conv(x)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert conv(x[:, :9])[0].shape == (1, 9, 128)

@@ -172,29 +172,23 @@ def push_rows(x, out, state, lengths):
     return _push(x, out, state, lengths)
 
 
-def push_in_parallel(x, y, state, lengths, gate):
-    """Push the next `lengths[b]` frames of whole signals; `y` (B, T, C) is for all their outputs.
+def push_in_parallel(x, y, state, gate):
+    """Push the frames (T, C) of a whole signal, in parts of its blocks that threads share.
 
-    Threads share the rows and the parts of their blocks. One such loop at a time in a process: a
-    second one aborts it where Numba's threading layer is `workqueue`. BUSY if there is one.
+    One such loop at a time in a process: a second one aborts it where Numba's threading layer is
+    `workqueue`. BUSY if there is one.
     """
     if exchange(int64(gate.ctypes.data), 0, 1) != 0:
         return BUSY
-    headers = state.view(np.int64)
-    channels, n_blocks = headers[0, CHANNELS], -(-headers[0, CHANNELS] // LANES)
-    x_at, y_at, at = int64(x.ctypes.data), int64(y.ctypes.data), int64(state.ctypes.data)
-    for job in prange(len(state) * PARTS):
-        row, part = job // PARTS, job % PARTS
+    header = state.view(np.int64)[0]
+    n_blocks, ring = -(-header[CHANNELS] // LANES), int64(state.ctypes.data) + 4 * HEADER
+    for part in prange(PARTS):
         mode = enter_usual_mode()
-        source = x_at + 4 * row * x.shape[1] * channels
-        ready = max(0, headers[row, FRAMES_IN] - headers[row, LATENCY])
-        target = y_at + 4 * (row * y.shape[1] + ready) * channels
-        ring = at + 4 * (row * state.shape[1] + HEADER)
         first, last = n_blocks * part // PARTS, n_blocks * (part + 1) // PARTS
-        _push_blocks(source, lengths[row], target, ring, headers[row], first, last)
+        at = int64(x.ctypes.data), int64(y.ctypes.data)
+        _push_blocks(at[0], len(x), at[1], ring, header, first, last)
         return_to_mode(mode)
-    for row in range(len(state)):
-        headers[row, FRAMES_IN] += lengths[row]
+    header[FRAMES_IN] += len(x)
     exchange(int64(gate.ctypes.data), 1, 0)
     return 0
 
@@ -221,9 +215,8 @@ def rows_kernel() -> Any:
 @functools.cache
 def parallel_kernel() -> Any:
     """Return `push_in_parallel`, compiled."""
-    arrays = _floats(3, readonly=True), _floats(3), _STATE, _LENGTHS
-    signature = int64(*arrays, types.Array(int64, 1, "C"))
-    return entry(push_in_parallel, signature, parallel=True, nogil=True)
+    arrays = _floats(2, readonly=True), _floats(2), _STATE, types.Array(int64, 1, "C")
+    return entry(push_in_parallel, int64(*arrays), parallel=True, nogil=True)
 
 
 # --- Memory in this layout ---
