@@ -7,6 +7,7 @@ import pytest
 import reference_dense as reference
 from hypothesis import given
 from hypothesis import strategies as st
+from numba import njit
 from reference import same_bits
 from strategies import SPECIAL, seeds
 
@@ -178,10 +179,16 @@ def test_other_norms(partial):
     assert not normalise("scale_norm", np.zeros_like(x), affine, 1e-5).any()
 
 
+@njit
+def softmax_of_rows(x):
+    for row in range(len(x)):
+        pointwise.softmax(x, row, x.shape[1])
+
+
 def test_a_softmax_does_not_overflow():
     x = np.float32([[1e38, 1e38, -1e38, 0], [0, 1, 2, 3]])
     expected = np.exp(x[1].astype(np.float64))
-    pointwise.kernel(pointwise.softmax_rows)(x)
+    softmax_of_rows(x)
     assert x[0].tolist() == [0.5, 0.5, 0, 0]
     np.testing.assert_allclose(x[1], expected / expected.sum(), rtol=2e-7)
 

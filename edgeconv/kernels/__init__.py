@@ -3,12 +3,10 @@
 import contextlib
 import functools
 import hashlib
-import importlib.util
-import marshal
-import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -68,11 +66,6 @@ def heard_compiling(say: Callable[[], None]) -> Iterator[None]:
 
 @functools.cache
 def _version() -> str:
-    """Return a digest of this package's code, be it in files, a zip or an executable."""
-    digest = hashlib.sha256()
-    modules = pkgutil.iter_modules(__path__, f"{__name__}.")
-    for name in (__name__, *(module.name for module in modules)):
-        spec: Any = importlib.util.find_spec(name)
-        # Version 2 has no references, which depend on what else the process holds.
-        digest.update(marshal.dumps(spec.loader.get_code(name), 2))
-    return digest.hexdigest()[:16]
+    """Return a digest of this package's sources; of a zip or an executable, Numba asks the date."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]

@@ -139,14 +139,6 @@ def softmax(x, row, n):
         x[row, i] /= whole
 
 
-def softmax_rows(x):
-    """Replace each row of x (T, N) by its softmax."""
-    mode = enter_usual_mode()
-    for row in range(len(x)):
-        softmax(x, row, x.shape[1])
-    return_to_mode(mode)
-
-
 def log_softmax_rows(x, y):
     """Write y (T, N), the logarithms of the softmax of each row of x."""
     mode = enter_usual_mode()
@@ -340,7 +332,6 @@ def normalise(x, y, affine, kind, eps, partial):
 _ROWS, _READ = types.Array(float32, 2, "C"), types.Array(float32, 2, "C", readonly=True)
 _NUMBERS = types.Array(float32, 1, "C", readonly=True)
 _SIGNATURES = {
-    softmax_rows: void(_ROWS),
     log_softmax_rows: void(_READ, _ROWS),
     activate: void(_ROWS, int64, float32, float32),
     gate: void(_READ, _ROWS),

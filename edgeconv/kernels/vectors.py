@@ -31,8 +31,8 @@ def _pointer(builder, address, kind=_VECTOR):
     return builder.inttoptr(address, kind.as_pointer())
 
 
-def instruction(result=types.void):
-    """Make a function that emits code an intrinsic of integers, which returns `result`."""
+def instruction(result=types.void, *kinds):
+    """Make a function that emits code an intrinsic, of `kinds` or else of integers."""
 
     def decorate(emit):
         def typed(typing, *args):
@@ -40,7 +40,7 @@ def instruction(result=types.void):
                 value = emit(builder, *args)
                 return context.get_dummy_value() if value is None else value
 
-            return result(*[int64] * len(args)), generate
+            return result(*kinds or [int64] * len(args)), generate
 
         typed.__name__, typed.__doc__ = emit.__name__, emit.__doc__
         typed.__signature__ = inspect.signature(emit)  # which Numba looks up
@@ -259,48 +259,44 @@ def make_sum(kind):
     vector = ir.VectorType(ir.FloatType(), 16)
     first = float("-inf") if kind == LARGEST else 0.0
 
-    @intrinsic
-    def total(typing, address, n, minus):
-        def emit(context, builder, signature, args):
-            address, n, minus = args
-            partial = cgutils.alloca_once_value(builder, ir.Constant(vector, [first] * 16))
+    @instruction(float32, int64, int64, float32)
+    def total(builder, address, n, minus):
+        partial = cgutils.alloca_once_value(builder, ir.Constant(vector, [first] * 16))
 
-            def joined(total, other):
-                if kind == LARGEST:
-                    is_larger = builder.fcmp_ordered(">", other, total)
-                    return builder.select(is_larger, other, total)
-                return builder.fadd(total, other)
+        def joined(total, other):
+            if kind == LARGEST:
+                is_larger = builder.fcmp_ordered(">", other, total)
+                return builder.select(is_larger, other, total)
+            return builder.fadd(total, other)
 
-            def plus(total, number, minus, suffix):
-                if kind != SQUARES:
-                    return joined(total, number)
-                excess = builder.fsub(number, minus)
-                return _call(builder, f"llvm.fma.{suffix}", excess.type, excess, excess, total)
+        def plus(total, number, minus, suffix):
+            if kind != SQUARES:
+                return joined(total, number)
+            excess = builder.fsub(number, minus)
+            return _call(builder, f"llvm.fma.{suffix}", excess.type, excess, excess, total)
 
-            whole = builder.sub(n, builder.urem(n, _WORD(16)))
-            with cgutils.for_range_slice(builder, _WORD(0), whole, _WORD(16), inc=True) as (i, _):
-                place = builder.add(address, builder.mul(i, _WORD(4)))
-                numbers = builder.load(_pointer(builder, place, vector), align=4, typ=vector)
-                terms = builder.load(partial, typ=vector), numbers, _splat(builder, minus, 16)
-                builder.store(plus(*terms, "v16f32"), partial)
-            with cgutils.for_range_slice(builder, whole, n, _WORD(1), inc=True) as (i, _):
-                place = builder.gep(_pointer(builder, address, ir.FloatType()), [i])
-                number = builder.load(place, typ=ir.FloatType())
-                lane = builder.trunc(builder.sub(i, whole), ir.IntType(32))
-                sums = builder.load(partial, typ=vector)
-                term = plus(builder.extract_element(sums, lane), number, minus, "f32")
-                builder.store(builder.insert_element(sums, term, lane), partial)
+        whole = builder.sub(n, builder.urem(n, _WORD(16)))
+        with cgutils.for_range_slice(builder, _WORD(0), whole, _WORD(16), inc=True) as (i, _):
+            place = builder.add(address, builder.mul(i, _WORD(4)))
+            numbers = builder.load(_pointer(builder, place, vector), align=4, typ=vector)
+            terms = builder.load(partial, typ=vector), numbers, _splat(builder, minus, 16)
+            builder.store(plus(*terms, "v16f32"), partial)
+        with cgutils.for_range_slice(builder, whole, n, _WORD(1), inc=True) as (i, _):
+            place = builder.gep(_pointer(builder, address, ir.FloatType()), [i])
+            number = builder.load(place, typ=ir.FloatType())
+            lane = builder.trunc(builder.sub(i, whole), ir.IntType(32))
             sums = builder.load(partial, typ=vector)
-            for width in (8, 4, 2, 1):
-                halves = (
-                    ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(i, i + width)))
-                    for i in (0, width)
-                )
-                low, high = (builder.shuffle_vector(sums, sums, half) for half in halves)
-                sums = joined(low, high)
-            return builder.extract_element(sums, ir.IntType(32)(0))
-
-        return float32(int64, int64, float32), emit
+            term = plus(builder.extract_element(sums, lane), number, minus, "f32")
+            builder.store(builder.insert_element(sums, term, lane), partial)
+        sums = builder.load(partial, typ=vector)
+        for width in (8, 4, 2, 1):
+            halves = (
+                ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(i, i + width)))
+                for i in (0, width)
+            )
+            low, high = (builder.shuffle_vector(sums, sums, half) for half in halves)
+            sums = joined(low, high)
+        return builder.extract_element(sums, ir.IntType(32)(0))
 
     return total
 
@@ -324,31 +320,19 @@ def fused(typing, a, b, c):
     return a(a, a, a), emit
 
 
-@intrinsic
-def bits_of(typing, number):
+@instruction(int64, float64)
+def bits_of(builder, number):
     """Return the bits of a float64."""
-
-    def emit(context, builder, signature, args):
-        return builder.bitcast(args[0], _WORD)
-
-    return int64(float64), emit
+    return builder.bitcast(number, _WORD)
 
 
-@intrinsic
-def from_bits(typing, bits):
+@instruction(float64)
+def from_bits(builder, bits):
     """Return the float64 that has these bits."""
-
-    def emit(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.DoubleType())
-
-    return float64(int64), emit
+    return builder.bitcast(bits, ir.DoubleType())
 
 
-@intrinsic
-def pointer(typing, address):
+@instruction(types.CPointer(float32))
+def pointer(builder, address):
     """Return an address as a pointer to float32."""
-
-    def emit(context, builder, signature, args):
-        return _pointer(builder, args[0], ir.FloatType())
-
-    return types.CPointer(float32)(int64), emit
+    return _pointer(builder, address, ir.FloatType())
