@@ -55,7 +55,7 @@ class Encoder:
         outer = "encoder." if any(f"{n}".startswith("encoder.encoders.") for n in state) else ""
         blocks = description.build_blocks(state, f"{outer}encoders.blocks")
         name, options = f"{outer}encoders.norm_blocks", description.norm(description.main, "after_")
-        norm = Norm.from_state_dict(state, name, size=blocks[-1].output_size, **options)
+        norm = Norm(state, name, size=blocks[-1].output_size, **options)
         self._embed = description.build_input(state, f"{outer}embed")
         widths = [self._embed.output_size, *(block.input_size for block in blocks)]
         if len(set(widths)) > 1:
@@ -126,12 +126,7 @@ class Encoder:
         """
         geometry = checked_geometry(chunk_size, left_context)
         n_threads = integer("threads", threads, 1, 2**10)
-        if not self.causal:
-            raise ValueError(
-                "an encoder must be trained with `dynamic_chunk_training` to be streamed, got one "
-                "whose convolutions see later frames; call it on whole utterances"
-            )
-        return EncoderStream(self._embed, self._body, geometry, n_threads)
+        return EncoderStream(Streamed(self._embed, self._body, n_threads), geometry)
 
     def __repr__(self) -> str:
         kinds = [type(block).__name__ for block in self._body.blocks]
@@ -160,24 +155,27 @@ class _Body(Layer):
 class Streamed(Layer):
     """An encoder in a stream: its blocks take what its input block gives, but the first frame."""
 
-    def __init__(self, embed: ConvInput, body: Layer) -> None:
-        self._embed, self._body = embed, body
+    def __init__(self, embed: ConvInput, body: Layer, threads: int) -> None:
+        self._embed, self._body, self._threads = embed, body, threads
         self.input_size, self.output_size = embed.input_size, body.output_size
 
     def _memory(self, geometry: Geometry) -> dict[str, Any]:
         size = geometry.chunk_size
-        body = Stream(self._body, geometry, (size - self._embed.lost - 1) % size + 1)
-        return {"embed": Stream(self._embed, Geometry(1), 4 * size), "body": body}
+        with sharing.among(self._threads):
+            body = Stream(self._body, geometry, (size - self._embed.lost - 1) % size + 1)
+            return {"embed": Stream(self._embed, Geometry(1), 4 * size), "body": body}
 
     def _run(self, x: Array, memory: dict[str, Any]) -> Array:
         is_first = memory["embed"].frames_out == 0
-        y: Array = memory["body"].process(memory["embed"].process(x)[int(is_first) :])
+        with sharing.among(self._threads):
+            y: Array = memory["body"].process(memory["embed"].process(x)[int(is_first) :])
         return y
 
     def _finish(self, memory: dict[str, Any]) -> Array:
         is_first = memory["embed"].frames_out == 0
-        y = memory["body"].process(memory["embed"].flush()[int(is_first) :])
-        return np.concatenate([y, memory["body"].flush()])
+        with sharing.among(self._threads):
+            y = memory["body"].process(memory["embed"].flush()[int(is_first) :])
+            return np.concatenate([y, memory["body"].flush()])
 
 
 class EncoderStream(Stream):
@@ -189,8 +187,8 @@ class EncoderStream(Stream):
     The grid of chunks is ESPnet's, and belongs to the utterance: its first window is
     ``4 * chunk_size - 1`` feature frames, and the first embedding is dropped, so that the first
     chunk is 3 or, with a VGG block of factor 6, 4 frames shorter than the others. A chunk comes
-    out when all of its features are there; the last one, by `flush`, may be shorter. A stream
-    belongs to one thread at a time.
+    out when all of its features are there; the last one, by `flush`, may be shorter, and no silence
+    is added. A stream belongs to one thread at a time.
 
     Attributes
     ----------
@@ -202,38 +200,9 @@ class EncoderStream(Stream):
 
     _given = "features"
 
-    def __init__(self, embed: ConvInput, body: Layer, geometry: Geometry, threads: int) -> None:
-        self._threads, self.latency = threads, 4 * (geometry.chunk_size - 1)
-        with sharing.among(threads):
-            super().__init__(Streamed(embed, body), geometry, 0)
-
-    def process(self, features: NDArray[np.floating[Any]]) -> Array:
-        """
-        Take any number of feature frames; return the encoder frames that are now final.
-
-        Parameters
-        ----------
-        features : ndarray of floats, (n, input_size)
-            n may be 0.
-
-        Returns
-        -------
-        ndarray, float32, (m, D)
-        """
-        with sharing.among(self._threads):
-            return super().process(features)
-
-    def flush(self) -> Array:
-        """
-        End the utterance: return its last encoder frames, then start anew.
-
-        Returns
-        -------
-        ndarray, float32, (m, D)
-            All frames that the features make, as a shorter chunk; no silence is added.
-        """
-        with sharing.among(self._threads):
-            return super().flush()
+    def __init__(self, layer: Streamed, geometry: Geometry) -> None:
+        self.latency = 4 * (geometry.chunk_size - 1)
+        super().__init__(layer, geometry, 0)
 
     def __repr__(self) -> str:
         return f"<EncoderStream, {self.frames_in} feature frames in, {self.frames_out} frames out>"

@@ -1,10 +1,8 @@
 """Recognisers: the same words and scores for every cut, endpoints, ends, threads, files."""
 
-import copy
 import itertools
 import json
 import pathlib
-import pickle
 from functools import partial
 
 import numpy as np
@@ -174,15 +172,6 @@ def test_a_snapshot_goes_on_elsewhere(beam_size, cut, tmp_path):
     expected = listen(first, [X[cut:]])
     assert listen(second, [X[cut:]]) == expected
     assert before.is_final or second.frames == 0
-
-
-@pytest.mark.parametrize("beam_size", [1, 4])
-def test_copies_go_on_as_the_stream_does(beam_size):
-    stream = TINY.stream(beam_size=beam_size, endpoint=RULES)
-    stream.accept_waveform(16000, X[:20000])
-    copies = copy.deepcopy(stream), pickle.loads(pickle.dumps(stream))
-    expected = listen(stream, [X[20000:]])
-    assert [listen(each, [X[20000:]]) for each in copies] == [expected] * 2
 
 
 def test_another_thread_is_refused_meanwhile():

@@ -32,25 +32,20 @@ class Block(Layer):
     """A block: layers of ESPnet's names, of which some have a memory."""
 
     chunked = True
+    _conv: Layer  # ESPnet's `conv_mod`, of which each kind of block has its own
 
     def __init__(self, state: Mapping[str, Any], prefix: str, options: BlockOptions) -> None:
         self._state, self._prefix, self._options = state, prefix, options
         heads = tensor(state, f"{prefix}.self_att.pos_bias_u", ("heads", "size"))
         self.input_size = self.output_size = heads.size
-        self._attention = RelPositionMultiHeadedAttention.from_state_dict(
+        self._attention = RelPositionMultiHeadedAttention(
             state, f"{prefix}.self_att", norm=self._norm("norm_self_att")
         )
         # What a configuration may state as well, by the names that it has there.
         self.sizes = {"hidden_size": self.input_size, "heads": self._attention.n_heads}
         self._final = self._norm("norm_final")
-        self._layers: dict[str, Layer] = {"self_att": self._attention}
         self._build()
         del self._state
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], prefix: str, options: BlockOptions) -> Block:
-        """Take a block out of a state dict."""
-        return cls(state, prefix, options)
 
     def _build(self) -> None:
         """Make the layers beside attention and norms."""
@@ -58,14 +53,12 @@ class Block(Layer):
 
     def _norm(self, name: str) -> Norm:
         name, options = f"{self._prefix}.{name}", self._options.norm
-        return Norm.from_state_dict(self._state, name, size=self.input_size, **options)
+        return Norm(self._state, name, size=self.input_size, **options)
 
     def _half_step(self, name: str, norm: str) -> FeedForward:
         """Return a feed-forward layer, half of which is added to what went in."""
         name, activation = f"{self._prefix}.{name}", self._options.activation
-        layer = FeedForward.from_state_dict(
-            self._state, name, activation, norm=self._norm(norm), factor=0.5
-        )
+        layer = FeedForward(self._state, name, activation, norm=self._norm(norm), factor=0.5)
         self._check(name, layer.input_size, self.input_size)
         return layer
 
@@ -79,10 +72,10 @@ class Block(Layer):
 
     def _gating(self) -> ConvolutionalSpatialGatingUnit:
         norm, causal = dict(self._options.convolution_norm), self._options.causal
-        return ConvolutionalSpatialGatingUnit.from_state_dict(
+        return ConvolutionalSpatialGatingUnit(
             self._state, f"{self._prefix}.conv_mod", norm.pop("kind"), causal=causal, **norm
         )
 
     def _memory(self, geometry: Geometry) -> dict[str, Any]:
-        memories = {name: layer._memory(geometry) for name, layer in self._layers.items()}
-        return {name: memory for name, memory in memories.items() if memory}
+        attention, conv = self._attention._memory(geometry), self._conv._memory(geometry)
+        return {"self_att": attention, "conv_mod": conv}

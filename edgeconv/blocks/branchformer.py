@@ -24,15 +24,15 @@ class Branchformer(Block):
         self._expand = self._weights("channel_proj1.0", gating.input_size, size, **beside)
         self._contract = self._weights("channel_proj2", size, gating.output_size)
         self._merge = self._weights("merge_proj", size, 2 * size)
-        self._layers["conv_mod"] = gating
+        self._conv = gating
         self.sizes["linear_size"] = self._expand.n_outputs
         self.sizes["conv_mod_kernel_size"] = gating.kernel_size
 
     def _branches(self, x: Array, memory: dict[str, Any]) -> Array:
         """Return both branches side by side, (T, 2 * D)."""
         both = np.empty((len(x), 2 * self.input_size), np.float32)
-        self._attention.attend(x, memory["self_att"], out=both[:, : self.input_size])
-        gated = self._layers["conv_mod"]._run(self._expand.rows(x), memory["conv_mod"])
+        self._attention._run(x, memory["self_att"], out=both[:, : self.input_size])
+        gated = self._conv._run(self._expand.rows(x), memory["conv_mod"])
         self._contract.rows(gated, both[:, self.input_size :])
         return both
 

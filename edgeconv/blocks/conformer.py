@@ -21,7 +21,7 @@ class Conformer(Block):
         eps = options.convolution_norm["eps"]
         self._macaron = self._half_step("feed_forward_macaron", "norm_macaron")
         self._forward = self._half_step("feed_forward", "norm_feed_forward")
-        conv = ConformerConvolution.from_state_dict(
+        conv = ConformerConvolution(
             self._state,
             f"{self._prefix}.conv_mod",
             options.convolution_activation,
@@ -30,12 +30,12 @@ class Conformer(Block):
             norm=self._norm("norm_conv"),
         )
         self._check(f"{self._prefix}.conv_mod", conv.input_size, self.input_size)
-        self._layers["conv_mod"] = self._conv = conv
+        self._conv: ConformerConvolution = conv
         self.sizes["linear_size"] = self._forward.linear_size
         self.sizes["conv_mod_kernel_size"] = conv.kernel_size
 
     def _run(self, x: Array, memory: dict[str, Any]) -> Array:
-        x = self._macaron.add_to(x)
-        x = self._attention.attend(x, memory["self_att"], added=x)
-        x = self._conv.add_to(x, memory["conv_mod"])
-        return self._final._run(self._forward.add_to(x), {})
+        x = self._macaron._run(x, {}, added=x)
+        x = self._attention._run(x, memory["self_att"], added=x)
+        x = self._conv._run(x, memory["conv_mod"], added=x)
+        return self._final._run(self._forward._run(x, {}, added=x), {})

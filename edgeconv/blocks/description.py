@@ -66,7 +66,7 @@ class Description(NamedTuple):
         found = kind_of(state, prefix)
         if block["block_type"] != found:
             raise misfit(f"{prefix} must be a {block['block_type']}, as body_conf says", found)
-        built = BLOCKS[found].from_state_dict(state, prefix, options)
+        built = BLOCKS[found](state, prefix, options)
         for name, size in built.sizes.items():
             if block.get(name, size) != size:
                 expected = f"{prefix} must have {name} {shown(block[name])}, as body_conf says"
@@ -88,7 +88,7 @@ class Description(NamedTuple):
                 raise misfit(expected, n_channels)
         mels, factor = "frontend.logmel.melmat", self.input.get("subsampling_factor") or 4
         size = self.n_features or (state[mels].shape[1] if mels in state else 80)
-        return ConvInput.from_state_dict(state, prefix, input_size=size, subsampling_factor=factor)
+        return ConvInput(state, prefix, input_size=size, subsampling_factor=factor)
 
 
 def describe(configuration: Mapping[str, Any]) -> Description:

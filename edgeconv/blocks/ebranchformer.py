@@ -37,9 +37,9 @@ class EBranchformer(Branchformer):
         return super()._memory(geometry) | {"depthwise_conv_mod": depthwise}
 
     def _run(self, x: Array, memory: dict[str, Any]) -> Array:
-        x = self._macaron.add_to(x)
+        x = self._macaron._run(x, {}, added=x)
         both = self._branches(x, memory)
         convolved = memory["depthwise_conv_mod"].process(both)
         self._add(both, convolved, ONE)
         x = self._merge.rows(convolved, added=x)
-        return self._final._run(self._forward.add_to(x), {})
+        return self._final._run(self._forward._run(x, {}, added=x), {})

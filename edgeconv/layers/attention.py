@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from edgeconv.arguments import float32, integers
 from edgeconv.checkpoint import CheckpointError
 from edgeconv.layers.layer import Array, Geometry, Layer
-from edgeconv.layers.linear import Linear
 from edgeconv.layers.norm import Norm
 from edgeconv.layers.parameters import Weights, tensor
 from edgeconv.layers.positions import relative_positions
@@ -24,51 +23,36 @@ class RelPositionMultiHeadedAttention(Layer):
     The score of query i and key j is ``((q_i + u) . k_j + (q_i + v) . p_(i - j)) / sqrt(dk)``. Keys
     that there are not yet, at the start of a signal, are left out. Called on whole signals, every
     frame sees every other.
+    Of ``prefix.linear_q`` and so on; simplified scores are left out. `norm`, if any, is that of the
+    inputs.
     """
 
     chunked = True
 
-    def __init__(self, project: Weights, positions: Linear, biases: Array, out: Linear) -> None:
+    def __init__(self, state: Mapping[str, Any], prefix: str, *, norm: Norm | None = None) -> None:
         from edgeconv.kernels import attention
 
-        _, self.n_heads, self.head_size = biases.shape
-        self.input_size, self.output_size = project.n_inputs, out.output_size
-        self._project, self._positions, self._out = project, positions, out
-        self._biases = biases.reshape(2, -1)  # u and v
-        self._kernel = attention.kernel()
-
-    @classmethod
-    def from_state_dict(
-        cls, state: Mapping[str, Any], prefix: str, *, norm: Norm | None = None
-    ) -> RelPositionMultiHeadedAttention:
-        """
-        Take ``prefix.linear_q`` and so on out of a state dict; no simplified scores.
-
-        `norm`, if any, is that of the inputs.
-        """
         if f"{prefix}.linear_pos.bias" in state:
             raise CheckpointError(f"{prefix} must not have simplified scores, which are left out")
         u = tensor(state, f"{prefix}.pos_bias_u", ("heads", "size"))
-        biases = np.stack([u, tensor(state, f"{prefix}.pos_bias_v", u.shape)])
-        shape = u.size, u.size
-        names = (f"{prefix}.linear_{name}" for name in "qkv")
-        project = Weights(state, *names, shape=shape, norm=norm)
-        positions = Linear.from_state_dict(state, f"{prefix}.linear_pos", shape)
-        out = Linear.from_state_dict(state, f"{prefix}.linear_out", shape)
-        return cls(project, positions, biases, out)
+        self.n_heads, self.head_size = u.shape
+        self.input_size = self.output_size = u.size
+        v = tensor(state, f"{prefix}.pos_bias_v", u.shape)
+        self._biases = np.stack([u, v]).reshape(2, -1)
+        names, shape = (f"{prefix}.linear_{name}" for name in "qkv"), (u.size, u.size)
+        self._project = Weights(state, *names, shape=shape, norm=norm)
+        self.positions = Weights(state, f"{prefix}.linear_pos", shape=shape)
+        self._out = Weights(state, f"{prefix}.linear_out", shape=shape)
+        self._kernel = attention.kernel()
 
     def _memory(self, geometry: Geometry) -> dict[str, Any]:
         return {"past": KeysAndValues(self, geometry)}
 
-    def _run(self, x: Array, memory: dict[str, Any]) -> Array:
-        return self.attend(x, memory)
-
-    def attend(self, x: Array, memory: dict[str, Any], **target: Array) -> Array:
-        """Return the outputs of a chunk (T, D); `out` and `added` are those of `Weights.rows`."""
+    def _run(self, x: Array, memory: dict[str, Any], **target: Array) -> Array:
         past: KeysAndValues = memory["past"]
         span, projected = past.append(len(x)), self._project.rows(x)
         self._kernel(projected, self._biases, past.keys, past.values, past.positions, span)
-        return self._out.weights.rows(projected[:, : self.input_size], **target)
+        return self._out.rows(projected[:, : self.input_size], **target)
 
 
 class KeysAndValues:
@@ -91,7 +75,7 @@ class KeysAndValues:
         self.values = np.zeros((self._capacity, heads, -(-size // BLOCK) * BLOCK), np.float32)
         self._zero = self._left + chunk_size - 1
         distances = relative_positions(self._zero, 1 - chunk_size, layer.input_size)
-        projected = layer._positions._run(distances, {})
+        projected = layer.positions.rows(distances)
         # Beyond the last frame of a chunk the kernel reads on, by less than two blocks.
         self.positions = np.zeros((heads, size, len(projected) + 2 * BLOCK), np.float32)
         self.positions[..., : len(projected)] = projected.T.reshape(heads, size, -1)

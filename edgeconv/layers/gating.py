@@ -14,39 +14,25 @@ class ConvolutionalSpatialGatingUnit(Layer):
     """
     ESPnet's ``ConvolutionalSpatialGatingUnit``: ``r * convolution(norm(g))`` of a frame's halves.
 
-    Parameters
-    ----------
-    conv : DepthwiseConvolution
-        Over half the width of a frame.
-    norm : Norm
-        Of the same width.
+    Of ``prefix.conv`` and ``prefix.norm``; options are those of `Norm`.
     """
 
-    def __init__(self, conv: DepthwiseConvolution, norm: Norm) -> None:
-        from edgeconv.kernels import pointwise
-
-        self._multiply = pointwise.kernel(pointwise.multiply)
-        self._conv, self._norm = conv, norm
-        self.input_size, self.output_size = 2 * conv.channels, conv.channels
-        self.kernel_size = conv.kernel_size
-
-    @classmethod
-    def from_state_dict(
-        cls,
+    def __init__(
+        self,
         state: Mapping[str, Any],
         prefix: str,
         norm: str = "layer_norm",
         *,
         causal: bool,
-        eps: float | None = None,
-        partial: float | None = None,
-    ) -> ConvolutionalSpatialGatingUnit:
-        """Take ``prefix.conv`` and ``prefix.norm`` out of a state dict."""
-        conv = DepthwiseConvolution.from_state_dict(state, prefix, causal=causal)
-        gate = Norm.from_state_dict(
-            state, f"{prefix}.norm", norm, size=conv.channels, eps=eps, partial=partial
-        )
-        return cls(conv, gate)
+        **options: float | None,
+    ) -> None:
+        from edgeconv.kernels import pointwise
+
+        self._multiply = pointwise.kernel(pointwise.multiply)
+        self._conv = DepthwiseConvolution.from_state_dict(state, prefix, causal=causal)
+        self.input_size, self.output_size = 2 * self._conv.channels, self._conv.channels
+        self._norm = Norm(state, f"{prefix}.norm", norm, size=self.output_size, **options)
+        self.kernel_size = self._conv.kernel_size
 
     def _memory(self, geometry: Geometry) -> dict[str, Any]:
         return {"conv": convolution_memory(self._conv, geometry)}

@@ -35,30 +35,22 @@ class ConvInput(Layer):
     ----------
     lost : int
         By how many encoder frames ESPnet's first window is shorter than its later ones.
+
+    Parameters
+    ----------
+    state : mapping of str to array
+        With ``prefix.conv.0`` and so on, and ``prefix.output``: the names tell conv2d from VGG.
+    prefix : str
+        The block's name.
+    input_size : int
+        Number of features of a frame.
+    subsampling_factor : int
+        4, or 6 for a VGG block; the tensors do not tell.
     """
 
-    def __init__(self, stages: list[Stage], out: Linear, lost: int) -> None:
-        self._stages, self._out, self.lost = stages, out, lost
-        self.input_size, self.output_size = stages[0].n_rows, out.output_size
-
-    @classmethod
-    def from_state_dict(
-        cls, state: Mapping[str, Any], prefix: str, *, input_size: int, subsampling_factor: int = 4
-    ) -> ConvInput:
-        """
-        Take the block out of a state dict, whose names tell whether it is conv2d or VGG.
-
-        Parameters
-        ----------
-        state : mapping of str to array
-            With ``prefix.conv.0`` and so on, and ``prefix.output``.
-        prefix : str
-            The block's name.
-        input_size : int
-            Number of features of a frame.
-        subsampling_factor : int
-            4, or 6 for a VGG block; the tensors do not tell.
-        """
+    def __init__(
+        self, state: Mapping[str, Any], prefix: str, *, input_size: int, subsampling_factor: int = 4
+    ) -> None:
         is_vgg = f"{prefix}.conv.5.weight" in state
         if subsampling_factor not in ((4, 6) if is_vgg else (4,)):
             kind = "VGG block of factor 4 or 6" if is_vgg else "conv2d block of factor 4"
@@ -77,8 +69,9 @@ class ConvInput(Layer):
             if pool:
                 stages.append(Largest(stages[-1].output_shape, pool))
             rows, channels = stages[-1].output_shape
-        out = _last(state, f"{prefix}.output", rows, channels, is_vgg)
-        return cls(stages, out, 4 if subsampling_factor == 6 else 3)
+        self._stages, self._out = stages, _last(state, f"{prefix}.output", rows, channels, is_vgg)
+        self.lost = 4 if subsampling_factor == 6 else 3
+        self.input_size, self.output_size = input_size, self._out.output_size
 
     def _memory(self, geometry: Geometry) -> dict[str, Any]:
         return {str(n): Frames(stage) for n, stage in enumerate(self._stages)}
@@ -113,7 +106,7 @@ def _last(state: Mapping[str, Any], prefix: str, rows: int, channels: int, is_vg
         )
     turned = weight.reshape(-1, channels, rows).swapaxes(1, 2).reshape(weight.shape)
     own = {name: state[name] for name in state if name.startswith(f"{prefix}.")}
-    return Linear.from_state_dict({**own, name: turned}, prefix)
+    return Linear({**own, name: turned}, prefix)
 
 
 class Stage:
@@ -124,6 +117,8 @@ class Stage:
     `padding` the signal has a frame of zeros before it and one behind it.
     """
 
+    ends_partly = False  # whether the last output takes the frames that there are
+
     def __init__(self, n_rows: int, channels: int, reach: int, stride: int, padding: int) -> None:
         self.n_rows, self.channels = n_rows, channels
         self.reach, self.stride, self.padding = reach, stride, padding
@@ -132,10 +127,6 @@ class Stage:
     def run(self, x: Array, n: int) -> Array:
         """Return `n` output frames of padded input frames."""
         raise NotImplementedError  # each kind of stage has its own
-
-    def run_end(self, x: Array) -> Array:
-        """Return the output frame of fewer frames than it needs, if it has one."""
-        return np.empty((0, *self.output_shape), np.float32)
 
 
 class Convolution(Stage):
@@ -157,6 +148,8 @@ class Convolution(Stage):
 class Largest(Stage):
     """The largest of neighbouring numbers, with stride 2; the last window may be smaller."""
 
+    ends_partly = True
+
     def __init__(self, shape: tuple[int, int], size: int) -> None:
         from edgeconv.kernels import pointwise
 
@@ -169,10 +162,6 @@ class Largest(Stage):
         y = np.empty((n, *self.output_shape), np.float32)
         self._largest(x, y, self.reach)
         return y
-
-    def run_end(self, x: Array) -> Array:
-        """Take the largest of what there is."""
-        return self.run(x, 1) if len(x) > self.reach - self.stride else super().run_end(x)
 
 
 class Frames:
@@ -197,11 +186,10 @@ class Frames:
         if padding:
             for edge in (frames[latest:, :1], frames[latest:, -1:], frames[len(frames) - ahead :]):
                 self._copy(np.ndarray(edge.shape, np.float32, _ZERO, 0, (0, 0, 0)), edge)
-        n = max(0, (len(frames) - stage.reach) // stage.stride + 1)
+        partial = stage.stride - 1 if is_end and stage.ends_partly else 0
+        n = max(0, (len(frames) - stage.reach + partial) // stage.stride + 1)
         y = stage.run(frames, n) if n else np.empty((0, *stage.output_shape), np.float32)
         rest = frames[n * stage.stride :]
-        if is_end:
-            y = np.concatenate([y, stage.run_end(rest)])
         self._frames = np.empty(rest.shape, np.float32)
         self._copy(rest, self._frames)
         return y

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgeconv.arguments import IN_USE, check_shape, described, float32, floats, integer, integers
 
 Array = NDArray[np.float32]
+L = TypeVar("L", bound="Layer")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -47,6 +48,13 @@ class Layer:
     input_size: int
     output_size: int
     chunked = False
+
+    @classmethod
+    def from_state_dict(
+        cls: type[L], state: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> L:
+        """Take the layer named `prefix` out of a state dict; the class says what else it takes."""
+        return cls(state, prefix, *args, **kwargs)  # type: ignore[call-arg]  # of a subclass
 
     def __call__(self, x: NDArray[np.floating[Any]]) -> Array:
         """
@@ -116,30 +124,17 @@ class Layer:
         return f"{type(self).__name__}({self.input_size}, {self.output_size})"
 
 
-class Turn:
-    """One thread's at a time; in signal handlers, that thread's again."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError(IN_USE)
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Turn, ()
-
-
 def in_turn(method: Method) -> Method:
     """Refuse a call of a method while another thread is in one."""
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._turn:
+        if not self._turn.acquire(blocking=False):  # its own thread may: in a signal handler
+            raise RuntimeError(IN_USE)
+        try:
             return method(self, *args, **kwargs)
+        finally:
+            self._turn.release()
 
     return call  # type: ignore[return-value]  # it takes and returns what the method does
 
@@ -164,7 +159,8 @@ class Stream:
     _given = "chunk"  # what `process` takes
 
     def __init__(self, layer: Layer, geometry: Geometry, first: int) -> None:
-        self._layer, self._geometry, self._first, self._turn = layer, geometry, first, Turn()
+        self._layer, self._geometry, self._first = layer, geometry, first
+        self._turn = threading.RLock()
         self._size = geometry.chunk_size if layer.chunked else 1
         self._waiting = np.empty((0, layer.input_size), np.float32)  # for the rest of a chunk
         self._missing, self.frames_in, self.frames_out = first, 0, 0

@@ -15,36 +15,23 @@ class Linear(Layer):
 
     ``y[t, n] = bias[n] + sum over k of weight[n, k] * x[t, k]``: a chain of fused multiply-adds in
     ascending order of k. With 8-bit weights the sum is of the integers, and is scaled at its end.
+
+    Parameters
+    ----------
+    state : mapping of str to array
+        With ``prefix.weight`` (N, K) or (N, K, 1) and, unless it is zero, ``prefix.bias`` (N,).
+        The weight may be int8, with a float32 ``prefix.weight_scale`` (N,).
+    prefix : str
+        The layer's name.
+    shape : tuple
+        N and K, or a letter for what may be any.
     """
 
-    def __init__(self, weights: Weights) -> None:
-        self.weights = weights
-        self.input_size, self.output_size = weights.n_inputs, weights.n_outputs
-
-    @classmethod
-    def from_state_dict(
-        cls,
-        state: Mapping[str, Any],
-        prefix: str,
-        shape: tuple[Any, Any] = ("N", "K"),
-        **beside: Any,
-    ) -> Linear:
-        """
-        Take the weights out of a state dict.
-
-        Parameters
-        ----------
-        state : mapping of str to array
-            With ``prefix.weight`` (N, K) or (N, K, 1) and, unless it is zero, ``prefix.bias`` (N,).
-            The weight may be int8, with a float32 ``prefix.weight_scale`` (N,).
-        prefix : str
-            The layer's name.
-        shape : tuple
-            N and K, or a letter for what may be any.
-        **beside
-            `norm`, `activation` and `factor`, as `Weights` takes them.
-        """
-        return cls(Weights(state, prefix, shape=shape, **beside))
+    def __init__(
+        self, state: Mapping[str, Any], prefix: str, shape: tuple[Any, Any] = ("N", "K")
+    ) -> None:
+        self._weights = Weights(state, prefix, shape=shape)
+        self.input_size, self.output_size = self._weights.n_inputs, self._weights.n_outputs
 
     def _run(self, x: Array, memory: dict[str, Any]) -> Array:
-        return self.weights.rows(x)
+        return self._weights.rows(x)

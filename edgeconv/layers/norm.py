@@ -24,20 +24,23 @@ class Norm(Layer):
     * ``rms_norm``: ``x / (sqrt(mean of x**2) + eps) * scale``; the mean may be of the first
       ``int(D * partial)`` numbers
     * ``scale_norm``: ``x * scale / max(sqrt(sum of x**2), eps)``
+
+    Parameters
+    ----------
+    state : mapping of str to array
+        With those parameters that `kind` has.
+    prefix : str
+        The layer's name.
+    kind : str
+        One of the four names above.
+    size : int
+        Width D of a frame, which not every kind's parameters tell.
+    eps, partial : float, optional
+        ESPnet's defaults: 1e-12 for ``layer_norm``, else 1e-5; all numbers.
     """
 
-    def __init__(self, kind: str, affine: Array, eps: float, partial: int) -> None:
-        from edgeconv.kernels import pointwise
-
-        self.input_size = self.output_size = affine.shape[1]
-        self.affine = affine
-        # What `pointwise.norm` takes.
-        self.arguments = pointwise.NORMS.index(kind), np.float32(eps), partial
-        self._kernel = pointwise.kernel(pointwise.normalise)
-
-    @classmethod
-    def from_state_dict(
-        cls,
+    def __init__(
+        self,
         state: Mapping[str, Any],
         prefix: str,
         kind: str = "layer_norm",
@@ -45,23 +48,9 @@ class Norm(Layer):
         size: int,
         eps: float | None = None,
         partial: float | None = None,
-    ) -> Norm:
-        """
-        Take the parameters out of a state dict.
+    ) -> None:
+        from edgeconv.kernels import pointwise
 
-        Parameters
-        ----------
-        state : mapping of str to array
-            With those parameters that `kind` has.
-        prefix : str
-            The layer's name.
-        kind : str
-            One of the four names above.
-        size : int
-            Width D of a frame, which not every kind's parameters tell.
-        eps, partial : float, optional
-            ESPnet's defaults: 1e-12 for ``layer_norm``, else 1e-5; all numbers.
-        """
         if kind not in NORMS:
             raise ValueError(f"`kind` must be one of {', '.join(NORMS)}, got {kind!r}")
         affine = np.stack([np.ones(size, np.float32), np.zeros(size, np.float32)])
@@ -77,7 +66,12 @@ class Norm(Layer):
         else:
             affine[0] = tensor(state, f"{prefix}.scale", (size,) if kind == "rms_norm" else ())
         is_partial = kind == "rms_norm" and partial is not None and 0 < partial < 1
-        return cls(kind, affine, eps, int(size * (partial or 0)) if is_partial else size)
+        n = int(size * (partial or 0)) if is_partial else size
+        self.input_size = self.output_size = size
+        self.affine = affine
+        # What `pointwise.norm` takes.
+        self.arguments = pointwise.NORMS.index(kind), np.float32(eps), n
+        self._kernel = pointwise.kernel(pointwise.normalise)
 
     def _run(self, x: Array, memory: dict[str, Any]) -> Array:
         """Return the norms of the last D columns of x."""

@@ -37,13 +37,13 @@ def relative_positions(most: int, least: int, size: int) -> Array:
     exponents = np.arange(0, size, 2, dtype=np.float32) * np.float32(-9.210340371976184 / size)
     steps = Activation("exp")(exponents[None].copy())
     distances = np.arange(most, least - 1, -1, dtype=np.float32)[:, None]
-    sine, cosine = _sine_and_cosine((distances * steps).astype(np.float64))
+    sine, cosine = sine_and_cosine((distances * steps).astype(np.float64))
     rows = np.empty((len(distances), size), np.float32)
     rows[:, 0::2], rows[:, 1::2] = sine, cosine[:, : size // 2]
     return rows
 
 
-def _sine_and_cosine(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def sine_and_cosine(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compute both by additions and products alone, which every CPU rounds alike."""
     quarters = np.rint(x * (2 / math.pi))
     for part in _QUARTER:

@@ -14,6 +14,7 @@ from edgeconv.checkpoint import CheckpointError
 from edgeconv.checkpoint.error import check_choice, counted, misfit, section, shown
 from edgeconv.layers.layer import Array, joined
 from edgeconv.layers.parameters import Weights, tensor
+from edgeconv.layers.positions import sine_and_cosine
 
 MELS = "frontend.logmel.melmat"
 _FLOOR = np.float32(1e-10)  # of a mel power
@@ -202,15 +203,8 @@ def cosine(part: NDArray[np.int64], whole: int) -> NDArray[np.float64]:
     """
     Return the cosine of ``2 * pi * part / whole``, within 1e-15 and with the same bits everywhere.
 
-    The angle is reduced, in integers, to an eighth of the circle on both sides of 0. There Taylor's
-    polynomials of cosine and sine take IEEE products and sums, one by one.
+    The angle is reduced, in integers, to an eighth of the circle on both sides of 0.
     """
     quarter = (8 * part + whole) // (2 * whole)
-    angle = (4 * part - quarter * whole) * (np.pi / 2) / whole
-    square = angle * angle
-    cos, sin = np.zeros_like(angle), np.zeros_like(angle)
-    for n in range(16, -1, -2):  # 1 - x^2/2 (1 - x^2/12 (...)), and x (1 - x^2/6 (...))
-        cos = 1 - square / ((n + 1) * (n + 2)) * cos
-        sin = 1 - square / ((n + 2) * (n + 3)) * sin
-    sin = angle * sin
+    sin, cos = sine_and_cosine((4 * part - quarter * whole) * (np.pi / 2) / whole)
     return np.choose(quarter % 4, [cos, -sin, -cos, sin])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from edgeconv.arguments import (
     remedy,
 )
 from edgeconv.encoder import EncoderStream
-from edgeconv.layers.layer import Array, Turn, in_turn, restore_all, snapshot_of
+from edgeconv.layers.layer import Array, in_turn, restore_all, snapshot_of
 from edgeconv.recogniser.audio import LOUDEST, RATES, resampler
 from edgeconv.recogniser.endpoint import EndpointRules
 from edgeconv.recogniser.features import Features, FeatureStream
@@ -125,7 +126,7 @@ class RecogniserStream:
         self._latency = (self._window + around) / self._rate
         self._samples = self._given_rate = 0
         self._resampler: Any = None
-        self._turn = Turn()
+        self._turn = threading.RLock()
         self._latest = self._transcript.result(self._search, is_final=False)
 
     @property
