@@ -1,5 +1,6 @@
 """Arguments from callers: what is accepted, what errors say, what kernels are given."""
 
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -106,6 +107,16 @@ def check_out(
     return out.view(FLOAT32, np.ndarray)
 
 
+def check_state(state: Any, own: Mapping[str, Any], name: str) -> None:
+    """Refuse what is no snapshot of a stream like that of `own`; `name` in it tells which."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"`state` must be a mapping of arrays, got {described(state)}")
+    if missing := set(own) - set(state):
+        raise ValueError(f"`state` must have {min(missing)}, got {sorted(state)[:3]}, ...")
+    if str(state[name]) != str(own[name]):
+        raise ValueError(f"`state['{name}']` must be {own[name]}, got {state[name]}")
+
+
 def integers(name: str, value: object, low: int, high: int) -> NDArray[np.int64]:
     """Return integers from `low` to `high` as a new array."""
     array = np.array(value)
@@ -119,6 +130,6 @@ def integers(name: str, value: object, low: int, high: int) -> NDArray[np.int64]
 
 def integer(name: str, value: object, low: int, high: int) -> int:
     """Return one integer from `low` to `high`."""
-    array = integers(name, value, low, high)
-    check_shape(name, array, (), "what counts")
-    return int(array)
+    if not is_integer(value):
+        raise TypeError(f"`{name}` must be an integer, got {described(value)}")
+    return int(integers(name, value, low, high))

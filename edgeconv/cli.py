@@ -16,7 +16,6 @@ from edgeconv.blocks.description import describe
 from edgeconv.blocks.overview import overview
 from edgeconv.checkpoint.error import naming, printable
 from edgeconv.converted import FORMAT, configuration_of, opened
-from edgeconv.demonstration import demo
 from edgeconv.digest import VerificationError
 from edgeconv.recogniser.recogniser import PADDING
 from edgeconv.state_dict import parents_of, unusable
@@ -174,11 +173,13 @@ def _parser() -> argparse.ArgumentParser:
     argument("--tail-padding-ms MS", text, PADDING)
     argument("--json", "print every result as a line of JSON", **flag)
 
-    argument = add(lambda options: demo(options.live), "demo", "transcribe recordings that ship")
+    argument = add(
+        lambda options: machine.demo(options.live), "demo", "transcribe recordings that ship"
+    )
     argument("--live", "at the speed at which they were spoken", **flag)
-    summary = "measure how fast a recogniser is on this machine, or, without one, convolutions"
+    summary = "measure how fast a recogniser is on this machine"
     argument = add(_bench, "bench small.npz speech.wav --json", summary)
-    argument("model MODEL", "a recogniser (default: convolutions)", nargs="?")
+    argument("model MODEL", "a recogniser (default: the one that ships)", nargs="?")
     argument("audio AUDIO", "WAV files (default: some that ship)", nargs="*")
     _add_listening(argument)
     argument("--json", "print it for a program to read", **flag)
@@ -271,15 +272,13 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    """Measure convolutions, or a recogniser."""
-    if options.model is None:
-        machine.bench(options.json)
-        return
+    """Measure a recogniser."""
     recordings = sorted(machine.shipped().glob("recordings/*.wav"))
     audio = options.audio or [str(path) for path in recordings]
     listening = {"window_ms": options.window_ms, "left_context": options.left_context}
     listening |= {"beam_size": options.beam, "threads": options.threads}
-    machine.bench_recogniser(options.model, options.config, audio, options.json, **listening)
+    model = options.model or str(machine.shipped() / f"{machine.MODEL}.npz")
+    machine.bench(model, options.config, audio, options.json, **listening)
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from numpy import ndarray
 from numpy.typing import NDArray
 
 from edgeconv import arguments
-from edgeconv.arguments import FLOAT32, check_out, described, float32
+from edgeconv.arguments import FLOAT32, check_out, float32
 from edgeconv.kernels import ring
 from edgeconv.kernels.vectors import LANES
 
@@ -231,12 +231,7 @@ class Stream:
 
         ``np.load`` of it will do. Anything else is a TypeError or ValueError that changes nothing.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"`state` must be a mapping of arrays, got {described(state)}")
-        if not {"frames", "frames_in", "weights"} <= set(state):
-            raise ValueError(f"`state` must have frames, frames_in and weights, got {list(state)}")
-        if str(state["weights"]) != self._conv._digest:
-            raise ValueError(f"`state` must be of a stream of {self._conv}, got other weights")
+        arguments.check_state(state, self.snapshot(), "weights")
         shape = *self._frame_shape, self._conv.kernel_size - 1
         frames = float32("state['frames']", state["frames"], shape, self)
         frames_in = arguments.integers("state['frames_in']", state["frames_in"], 0, 2**62)

@@ -13,12 +13,13 @@ import signal
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from edgeconv.checkpoint.error import printable
-from edgeconv.recogniser import Recogniser, RecogniserStream, Result, load_recogniser
+from edgeconv.recogniser import RecogniserStream, Result, load_recogniser
 from edgeconv.recogniser.audio import Audio, open_wav, read_audio
 from edgeconv.recogniser.microphone import NO_DEVICE, devices, open_microphone
 from edgeconv.terminal import CommandError, compiling, table
@@ -45,10 +46,7 @@ def transcribe(options: argparse.Namespace) -> None:
     for path in files:
         if not Path(path).is_fifo():  # what is wrong is said before hours of computing
             open_wav(path).close()
-    n_pipes = len(options.audio) - len(files)
-    if n_pipes > 1:
-        raise CommandError(f"{STDIN} must be given once: standard input can be heard only once", 2)
-    is_live = bool(n_pipes) or options.microphone is not None
+    is_live = STDIN in options.audio or options.microphone is not None
     printer = Printer(options.json, len(options.audio) > 1)
     with compiling():
         recogniser = load_recogniser(options.model, options.config)
@@ -65,10 +63,15 @@ def transcribe(options: argparse.Namespace) -> None:
     if not recogniser.causal and own != (WINDOW, LEFT, 1, False):
         raise CommandError(f"{options.model}: {WHOLE}")
     for audio in sources(options, recogniser.sample_rate, printer):
-        if recogniser.causal:
-            listen(stream, audio, printer)
-        else:
-            hear(recogniser, audio, options.beam, printer)
+        printer.begin(audio)
+        with contextlib.closing(audio), naming(audio):
+            if recogniser.causal:
+                listen(stream, audio, printer)
+            else:
+                whole = partial(recogniser.transcribe, beam_size=options.beam)
+                samples = audio.samples()
+                printer.hear(len(samples), whole, audio.sample_rate, samples)
+            printer.end()
     if files:
         ratio = printer.computing / printer.heard
         text = f"{printer.heard:.2f} s of audio in {printer.computing:.2f} s of computing"
@@ -120,31 +123,13 @@ def list_devices() -> None:
 
 def listen(stream: RecogniserStream, audio: Audio, printer: Printer) -> None:
     """Take audio through a stream and print what it says, whatever ends it."""
-    printer.begin(audio)
-    with contextlib.closing(audio), naming(audio):
-        try:
-            for block in audio.blocks:
-                with uninterrupted():
-                    with printer.counting(len(block)):
-                        result = stream.accept_waveform(audio.sample_rate, block)
-                    printer.show(result)
-        finally:
+    try:
+        for block in audio.blocks:
             with uninterrupted():
-                with printer.counting(0):
-                    result = stream.input_finished()
-                printer.show(result)
-        printer.end()
-
-
-def hear(recogniser: Recogniser, audio: Audio, beam_size: int, printer: Printer) -> None:
-    """Take a file at once through a model that is not causal and print what it says."""
-    printer.begin(audio)
-    with naming(audio):
-        samples = audio.samples()
-        with printer.counting(len(samples)):
-            result = recogniser.transcribe(audio.sample_rate, samples, beam_size=beam_size)
-        printer.show(result)
-        printer.end()
+                printer.hear(len(block), stream.accept_waveform, audio.sample_rate, block)
+    finally:
+        with uninterrupted():
+            printer.hear(0, stream.input_finished)
 
 
 @contextlib.contextmanager
@@ -192,14 +177,14 @@ class Printer:
         self._audio, self._frames, self._start = audio, 0, time.perf_counter()
         self._latest: Result | None = None
 
-    @contextlib.contextmanager
-    def counting(self, frames: int) -> Iterator[None]:
-        """Count the time that the block takes to hear so many frames."""
+    def hear(self, frames: int, call: Callable[..., Result], *arguments: Any) -> None:
+        """Print the result of a call that hears so many frames; count its time."""
         start = time.perf_counter()
-        yield
+        result = call(*arguments)
         self._frames += frames
         self.heard += frames / self._audio.sample_rate
         self.computing += time.perf_counter() - start
+        self.show(result)
 
     def show(self, result: Result) -> None:
         """Print a result if it is final, else show it if there is a terminal."""

@@ -223,7 +223,7 @@ def test_an_encoder_without_weights():
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
-    [((0, 4), ValueError), ((4, -1), ValueError), ((2.0, 4), TypeError), (([3], 4), ValueError)],
+    [((0, 4), ValueError), ((4, -1), ValueError), ((2.0, 4), TypeError), (([3], 4), TypeError)],
 )
 def test_chunks_are_positive_integers(arguments, error):
     with pytest.raises(error, match="must"):

@@ -17,7 +17,7 @@ assert "numba" not in sys.modules
 def test_imports_go_one_way():
     """Down this list; what only names types, or runs later, is no import."""
     order = (
-        "cli demonstration machine transcribe terminal weights digest recogniser encoder converted "
+        "cli machine transcribe terminal weights digest recogniser encoder converted "
         "configuration blocks layers convolution stream state_dict arguments kernels checkpoint"
     )
     ranks = {name: i for i, name in enumerate(order.split(" "))}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeconv.arguments import IN_USE, check_shape, described, float32, floats, integer, integers
+from edgeconv.arguments import IN_USE, check_shape, check_state, float32, floats, integer, integers
 
 Array = NDArray[np.float32]
 L = TypeVar("L", bound="Layer")
@@ -253,13 +253,7 @@ class Stream:
 
         It is from `snapshot`, or ``np.load`` of it, of a stream of the same layer and grid.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"`state` must be a mapping of arrays, got {described(state)}")
-        own = self.snapshot()
-        if missing := set(own) - set(state):
-            raise ValueError(f"`state` must have {min(missing)}, got {sorted(state)[:3]}, ...")
-        if str(state["layer"]) != self._name:
-            raise ValueError(f"`state` must be of {self._name}, got one of {state['layer']}")
+        check_state(state, self.snapshot(), "layer")
         width = self._layer.input_size
         waiting = float32("state['waiting']", state["waiting"], ("n", width), self).copy()
         counts = integers("state['counts']", state["counts"], 0, 2**62)

@@ -65,14 +65,11 @@ class Encoding(NamedTuple):
             samples: Array = as_float32(np.frombuffer(data, f"<f{self.bits // 8}"))
             if not np.abs(samples).max(initial=0) <= LOUDEST:  # NaN is not
                 raise ValueError("its floats must be within -1 to 1; save it as 16-bit PCM")
-        elif self.bits == 8:
-            samples = (
-                np.frombuffer(data, np.uint8).astype(np.float32) - np.float32(128)
-            ) / np.float32(128)
         else:  # into the upper bytes of an integer that NumPy has
-            width, own = (2 if self.bits == 16 else 4), self.bits // 8
+            width, own = (2 if self.bits <= 16 else 4), self.bits // 8
             integers = np.zeros((len(data) // own, width), np.uint8)
-            integers[:, width - own :] = np.frombuffer(data, np.uint8).reshape(-1, own)
+            read = np.frombuffer(data, np.uint8).reshape(-1, own)
+            integers[:, width - own :] = read ^ np.uint8(128) if own == 1 else read  # 128 is 0
             scale = np.float32(2.0 ** (8 * width - 1))
             samples = integers.view(f"<i{width}")[:, 0].astype(np.float32) / scale
         if self.channels == 1:

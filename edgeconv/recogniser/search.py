@@ -10,7 +10,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeconv.arguments import check_shape, described, float32, integers, is_integer
+from edgeconv.arguments import check_shape, described, float32, integer, integers
+from edgeconv.layers.activation import Activation
 from edgeconv.layers.layer import Array
 from edgeconv.recogniser.decoder import Decoder
 from edgeconv.recogniser.joint import Joint
@@ -63,9 +64,7 @@ class SearchOptions(NamedTuple):
         options = cls(**{"beam_size": beam_size, **given})
         least = {"beam_size": 1, "max_symbols": 1, "nstep": 1, "expansion_beta": 0}
         for name, low in least.items():
-            if not is_integer(value := getattr(options, name)):
-                raise TypeError(f"`{name}` must be an integer, got {described(value)}")
-            integers(name, value, low, 2**20)
+            integer(name, getattr(options, name), low, 2**20)
         if not isinstance(options.expansion_gamma, Real):
             got = described(options.expansion_gamma)
             raise TypeError(f"`expansion_gamma` must be a number, got {got}")
@@ -126,17 +125,11 @@ class Search:
 
     def __init__(self, decoder: Decoder, joint: Joint, options: SearchOptions) -> None:
         self._decoder, self._joint, self.options = decoder, joint, options
+        self._exp, self._log = Activation("exp"), Activation("log")
         self._start = Prefix(None, BLANK, 0)
         self._start.state = np.zeros(decoder.state_shape, np.float32)
         self._ask([self._start], self._start.state[None])
         self.reset()
-
-    def __getstate__(self) -> tuple[Any, ...]:
-        return self._decoder, self._joint, self.options, self.snapshot()
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        Search.__init__(self, *state[:3])
-        self.restore(state[3])
 
     def reset(self) -> None:
         """Start a new signal."""
@@ -165,10 +158,7 @@ class Search:
 
     def found(self) -> tuple[list[Said], list[Said], float]:
         """Return what all agree on, one list that grows, what else the best says, and its score."""
-        score, _, prefix = max(
-            ((score, -i, prefix) for i, (score, prefix) in enumerate(self._hypotheses)),
-            key=lambda each: (self._norm(each[0], each[2]), each[1]),
-        )
+        score, prefix = max(self._hypotheses, key=lambda each: self._norm(*each))
         return self._agreed, [(p.token, p.frame) for p in prefix.path()], score
 
     def _norm(self, score: float, prefix: Prefix) -> float:
@@ -283,7 +273,7 @@ class AdaptiveExpansion(Search):
             for (score, prefix), row in zip(hypotheses, self._rows(heard, hypotheses), strict=True):
                 for token, total in self._expansions(score + row.astype(np.float64)):
                     if token == BLANK:
-                        _add(ended, prefix, total)
+                        self._add(ended, prefix, total)
                     else:
                         grown.append((total, prefix.extended(token, frame)))
             if not grown:
@@ -292,7 +282,7 @@ class AdaptiveExpansion(Search):
             hypotheses = grown
         else:
             for (score, prefix), row in zip(hypotheses, self._rows(heard, hypotheses), strict=True):
-                _add(ended, prefix, score + float(row[BLANK]))
+                self._add(ended, prefix, score + float(row[BLANK]))
         best = sorted(ended.items(), key=lambda each: each[1], reverse=True)
         return [(score, prefix) for prefix, score in best[: options.beam_size]]
 
@@ -308,20 +298,10 @@ class AdaptiveExpansion(Search):
         tokens = tokens[order[: options.beam_size + options.expansion_beta]]
         return list(zip(tokens.tolist(), scores[tokens].tolist(), strict=True))
 
-
-def _add(scores: dict[Prefix, float], prefix: Prefix, score: float) -> None:
-    """Add a probability to that of the same prefix, as logarithms."""
-    other = scores.get(prefix)
-    scores[prefix] = score if other is None else _log_of_sum(other, score)
-
-
-def _log_of_sum(a: float, b: float) -> float:
-    """Return log(e ** a + e ** b), by the library's own functions."""
-    from edgeconv.kernels import pointwise
-
-    activate, zero = pointwise.kernel(pointwise.activate), np.float32(0)
-    smaller = np.array([[-abs(a - b)]], np.float32)
-    activate(smaller, pointwise.EXP, zero, zero)
-    smaller += np.float32(1)
-    activate(smaller, pointwise.LOG, zero, zero)
-    return max(a, b) + float(smaller[0, 0])
+    def _add(self, scores: dict[Prefix, float], prefix: Prefix, score: float) -> None:
+        """Add a probability to that of the same prefix: log(e ** a + e ** b), by own functions."""
+        if prefix in scores:
+            other = scores[prefix]
+            ratio = self._exp(np.array([[-abs(other - score)]], np.float32))
+            score = max(other, score) + float(self._log(ratio + np.float32(1))[0, 0])
+        scores[prefix] = score

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from edgeconv.arguments import (
     as_float32,
     check_shape,
+    check_state,
     described,
+    integer,
     integers,
     is_array,
-    is_integer,
     remedy,
 )
 from edgeconv.encoder import EncoderStream
@@ -122,17 +123,10 @@ class RecogniserStream:
         self._features, self._encoder = FeatureStream(features), encoder
         self._search, self._transcript, self._rules = search, transcript, rules
         self._window, self._padding, self._rate = window, padding, features.sample_rate  # samples
-        around = features.n_fft // 2 + 10 * features.hop_length
-        self._latency = (self._window + around) / self._rate
         self._samples = self._given_rate = 0
         self._resampler: Any = None
         self._turn = threading.RLock()
         self._latest = self._transcript.result(self._search, is_final=False)
-
-    @property
-    def latency(self) -> float:
-        """Seconds from a sound to the result that has heard it, at most; computing not counted."""
-        return self._latency
 
     @property
     def frames(self) -> int:
@@ -162,7 +156,7 @@ class RecogniserStream:
         TypeError, ValueError
             If an argument is not as described. The stream is then as before the call.
         """
-        rate = checked_rate(sample_rate)
+        rate = integer("sample_rate", sample_rate, *RATES)
         x: Array = checked_samples(samples)
         if self._given_rate not in (0, rate):
             raise ValueError(
@@ -270,13 +264,7 @@ class RecogniserStream:
         TypeError, ValueError
             If it is anything else. The stream is then as before the call.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"`state` must be a mapping of arrays, got {described(state)}")
-        for name in self._state():
-            if name not in state:
-                raise ValueError(f"`state` must have {name}, got {sorted(state)[:3]}, ...")
-        if str(state["options"]) != self._options:
-            raise ValueError(f"`state` must be of {self._options}, got {state['options']}")
+        check_state(state, self._state(), "options")
         counts = integers("state['counts']", state["counts"], 0, 2**62)
         check_shape("state['counts']", counts, (2,), self)
         if counts[1] not in (0, self._rate):
@@ -321,14 +309,3 @@ def checked_samples(samples: Any) -> Array:
         divide = "if they are integers, pass int16 or divide by 32768"
         raise ValueError(f"`samples` must be finite and in [-1, 1], got up to {loudest}; {divide}")
     return x
-
-
-def checked_rate(sample_rate: object) -> int:
-    """Return a sample rate, or raise what is wrong with it."""
-    if not is_integer(sample_rate):
-        order = "; it comes before the samples" * is_array(sample_rate)
-        raise TypeError(f"`sample_rate` must be an integer, got {described(sample_rate)}{order}")
-    low, high = RATES
-    if not low <= sample_rate <= high:
-        raise ValueError(f"`sample_rate` must be from {low} to {high}, got {sample_rate}")
-    return int(sample_rate)
