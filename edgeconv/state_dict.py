@@ -12,18 +12,14 @@ from edgeconv.checkpoint.error import naming, shown
 
 FLOATS = ("float16", "float32", "float64", "bfloat16", "float8")
 
-# Parameters that PyTorch computes in each call: where the values lie, what lies beside them, what
-# that is called, and PyTorch's way back.
-_PLAIN = 'torch.nn.utils.parametrize.remove_parametrizations(module, "{}")'
-_COMPUTED = (
-    ("parametrizations.{}.original", "parametrizations.{}.original", "parametrization", _PLAIN),
-    ("parametrizations.{}.original", "parametrizations.{}.0._u", "spectral norm", _PLAIN),
-    ("parametrizations.{}.original1", "parametrizations.{}.original0", "weight norm", _PLAIN),
-    ("{}_orig", "{}_u", "spectral norm", "torch.nn.utils.remove_spectral_norm(module)"),
-    ("{}_orig", "{}_mask", "pruning", 'torch.nn.utils.prune.remove(module, "{}")'),
-    ("{}_v", "{}_g", "weight norm", "torch.nn.utils.remove_weight_norm(module)"),
+# Where PyTorch keeps a parameter that it computes in each call: one that is pruned or normalised.
+_COMPUTED = ("{}_orig", "{}_v", "parametrizations.{}.original", "parametrizations.{}.original1")
+_STORED = ("weight", *(place.format("weight") for place in _COMPUTED))
+_REMEDY = (
+    "make it plain before saving: `torch.nn.utils.prune.remove`, "
+    "`torch.nn.utils.remove_weight_norm`, `torch.nn.utils.remove_spectral_norm` or "
+    "`torch.nn.utils.parametrize.remove_parametrizations`"
 )
-_STORED = ("weight", *dict.fromkeys(values.format("weight") for values, *_ in _COMPUTED))
 
 
 class Convolution(NamedTuple):
@@ -117,19 +113,10 @@ def _examined(state: Mapping[str, Any], parents: list[str]) -> Convolution | str
     if len(parents) > 1:
         return "two of one name, with '.conv' and without; rename one"
     (parent,) = parents
-    computed = {
-        name: (f"{kind} of its {name}", f"`{remedy.format(name)}`")
-        for name in ("weight", "bias")
-        for values, beside, kind, remedy in _COMPUTED
-        if all(_spec(state, parent + stored.format(name)) for stored in (values, beside))
-        and _spec(state, parent + name) is None
-    }
-    if computed:
-        kinds, remedies = (" and ".join(texts) for texts in zip(*computed.values(), strict=True))
-        return f"{kinds}; call {remedies} before saving"
     weight, bias = _spec(state, f"{parent}weight"), _spec(state, f"{parent}bias")
-    if weight is None:
-        return "a weight that is computed from others; save the model with plain weights"
+    biases = (_spec(state, parent + place.format("bias")) for place in _COMPUTED)
+    if weight is None or (bias is None and any(biases)):
+        return f"a weight or bias that PyTorch computes from others; {_REMEDY}"
     channels, _, kernel_size = weight[1]
     bias = bias or ("float32", (channels,))
     for name, dtype in (("weight", weight[0]), ("bias", bias[0])):

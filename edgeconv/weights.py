@@ -11,7 +11,7 @@ from edgeconv.blocks.description import is_causal
 from edgeconv.checkpoint import Checkpoint, CheckpointError
 from edgeconv.checkpoint.error import naming, shown
 from edgeconv.configuration import read_configuration
-from edgeconv.converted import File, Opened, configuration_of, decisive, opened, write
+from edgeconv.converted import File, Opened, built, configuration_of, decisive, opened, write
 from edgeconv.convolution import DepthwiseConvolution
 from edgeconv.digest import digest
 from edgeconv.encoder import Encoder
@@ -147,8 +147,6 @@ def _copy_model(
     """Copy a whole model to a converted file."""
     checkpoint, configuration = file.checkpoint, configuration_of(file, config)
     with naming(checkpoint.path, config):
-        is_causal(configuration)  # a model of another task is named, which `decisive` leaves out
-        configuration = decisive(configuration)
         if any(name.endswith(f".{SCALE}") for name in checkpoint):
             remedy = "convert the file that this one was made from"
             raise CheckpointError("a model to convert must have weights of floats", "int8", remedy)
@@ -161,6 +159,7 @@ def _copy_model(
         }
         arrays = with_8_bits(arrays) if weights == "int8" else arrays
         encoder = Encoder(arrays, configuration)
+        configuration = decisive(configuration)
         stated_by = "the file" if config is None else "`config`"
         _agreed("the encoder", {"`causal`": causal, stated_by: encoder.causal})
     found = find(arrays)
@@ -205,14 +204,11 @@ def verify(
     recorded = {name: stated[name]["digest"] for name in modules}
     for name, conv in modules.items():
         digest(conv, seed, recorded[name])
-    if file.configuration is not None and prefix is None:
-        recorded |= file.digests
-        models: dict[str, Any] = {"encoder": Encoder, "recogniser": Recogniser}
-        for name, make in models.items():
-            if name in recorded:
-                with naming(file.checkpoint.path):
-                    model = make(file.checkpoint, file.configuration)
-                digest(model, seed, recorded[name])
+    models: dict[str, Any] = {"encoder": Encoder, "recogniser": Recogniser}
+    for name, make in models.items():
+        if prefix is None and name in file.digests:
+            expected = file.digests[name]
+            recorded[name] = digest(built(make, conv_or_path, None), seed, expected)
     return recorded
 
 

@@ -7,13 +7,12 @@ import sys
 import pytest
 from attacks import bounded, payloads, wrong
 from attacks.bombs import BOMBS
-from attacks.damage import DAMAGE
 from attacks.lies import LIES
 from attacks.payloads import PAYLOADS
 
 from edgeconv.checkpoint import CheckpointError, read_checkpoint
 
-FILES = {**BOMBS, **LIES, **DAMAGE}
+FILES = {**BOMBS, **LIES}
 LIVE = [name for name, (_, _, loader) in PAYLOADS.items() if loader != "torch"]
 
 
