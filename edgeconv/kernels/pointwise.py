@@ -1,11 +1,14 @@
 """Functions of single numbers, norms and softmax, the same to the bit on every CPU.
 
-The functions work in float64 with polynomials in fused multiply-adds, so that nothing of float32's
-range overflows, and round to float32 once: they are within 1 unit in the last place. LLVM's and
-NumPy's own `exp` and the like differ between CPUs. Sums, products and copies are here because
-NumPy's give up the interpreter's lock, and beside two busy threads wait 10 ms to have it back.
-Coefficients are minimax fits; beside each is
-the largest relative error. Sums over features are float32 in the order of `make_sum`.
+Sigmoid, swish and GELU, which every hidden number goes through, work in float32, of which a vector
+holds twice as many, and carry along what roundings lose: they are within 1.8 units in the last
+place. The others work in float64, round once, and are within 1. All are polynomials in fused
+multiply-adds, as LLVM's and NumPy's own `exp` and the like differ between CPUs; coefficients are
+minimax fits, beside which is the largest relative error. Sums over features are float32 in the
+order of `make_sum`.
+
+Sums, products and copies are here because NumPy's give up the interpreter's lock, and beside two
+busy threads wait 10 ms to have it back.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from edgeconv.kernels.vectors import (
     from_bits,
     fused,
     make_sum,
+    power_of_two,
     return_to_mode,
 )
 
@@ -38,7 +42,28 @@ LAYER, BASIC, RMS, SCALE = range(4)
 
 _ROUND = 1.5 * 2.0**52  # added to a number, it leaves the nearest integer in the low bits
 _ROOT_HALF = int(np.sqrt(0.5).view(np.int64))
-_MANTISSA, _ONE = 52, 1023 << 52
+_MANTISSA = 52
+
+_ZERO, _HALF, _ONE, _TINY = (np.float32(x) for x in (0, 0.5, 1, 2.0**-64))
+# Integers are added to these, which then are 64 and 191 in `power_of_two`.
+_SMALLER, _LARGER = np.float32(1.5 * 2.0**23 + 63), np.float32(1.5 * 2.0**23 + 191)
+_LOG2_E = np.float32(1.4426950408889634)
+_LN_2, _LN_2_REST = np.float32(2839 / 4096), np.float32(3.194618494528623e-05)  # 12 bits, the rest
+# e ** r = 1 + r + r * r * (1 / 2 + ...), 2**-28
+_EXP = tuple(np.float32(x) for x in (0.166665182, 0.0416662060, 0.00836891867, 0.00139505393))
+_SURE, _LEAST = np.float32(43), np.float32(110)  # beyond, a sigmoid is 1, or its product 0
+# In `gelu`: q by powers of w less a centre, 2**-27, with the rest of the first, and how steeply
+# w * q, as a power of w, rises with it.
+_SLOPE, _CENTRE, _FAR = np.float32(0.3), np.float32(0.59375), np.float32(15)
+_Q = tuple(
+    np.float32(x)
+    for x in (
+        *(0.256056697, 0.399991363, 0.409516394, 0.225665793, -0.0109795416, -0.0907263383),
+        *(-0.00948594324, 0.0441151746, 0.00222934294, -0.0206249394),
+    )
+)
+_Q_REST = np.float32(-7.80297249e-09)
+_STEEP, _STEEPER = np.float32(0.829812), np.float32(1.85836)
 
 total, total_of_squares, largest_of = (make_sum(kind) for kind in (SUM, SQUARES, LARGEST))
 
@@ -77,16 +102,39 @@ def log(x):
 
 
 @compiled
-def sigmoid(x):
-    """Return 1 / (1 + e ** -x)."""
-    e = exp(-abs(x))
-    return (e if x < 0.0 else 1.0) / (1.0 + e)
+def _exp_parts(x, rest, shift):
+    """Return e and p, e * (1 + p) = e ** (x + rest), scaled by the power of two in `shift`."""
+    shifted = fused(x, _LOG2_E, shift)
+    n = shifted - shift
+    r = fused(n, -_LN_2, x) + fused(n, -_LN_2_REST, rest)  # the first product is exact
+    square = r * r
+    q = fused(fused(_EXP[3], square, fused(_EXP[2], r, _EXP[1])), square, fused(_EXP[0], r, _HALF))
+    return power_of_two(shifted), fused(square, q, r)
+
+
+@compiled
+def gated(a, x):
+    """Return a * sigmoid(x) = a / (1 + e ** -x), of float32."""
+    z = -x
+    z = -_SURE if z < -_SURE else z  # NaN remains
+    z = _LEAST if z > _LEAST else z
+    e, p = _exp_parts(z, _ZERO, _SMALLER)
+    base = _TINY + e
+    divisor = fused(e, p, base)
+    r = _ONE / divisor
+    lost = fused(-r, fused(e, p, base - divisor), fused(-r, divisor, _ONE))  # 1 - r * exact divisor
+    is_large = abs(a) > _ONE
+    a = a * _TINY if is_large else a
+    rough = a * r
+    y = fused(a, r, rough * lost)
+    y = y if y == y else rough  # of an infinite a
+    return y if is_large else y * _TINY
 
 
 @compiled
 def swish(x):
-    """Return x * sigmoid(x)."""
-    return (-110.0 if x < -110.0 else x) * sigmoid(x)
+    """Return x * sigmoid(x), of a float32."""
+    return gated(-_LEAST if x < -_LEAST else x, x)
 
 
 @compiled
@@ -107,24 +155,31 @@ def tanh(x):
 
 @compiled
 def gelu(x):
-    """Return x times the normal distribution's share below x."""
-    x = -15.0 if x < -15.0 else x
+    """Return x times the normal distribution's share below x, of a float32.
+
+    The share below -t is ``w * q * e ** (-t * t / 2)``, with w = 1 / (1 + 0.3 * t) and a polynomial
+    q of it. `rest` is what rounding w, q, t * t and the products has lost.
+    """
     t = abs(x)
-    t = 15.0 if t > 15.0 else t
-    w = 1.0 / fused(0.25, t, 1.0)
-    q = fused(-0.007557258606238342, w, 0.03743552492778777)  # 2**-30
-    q = fused(q, w, -0.05529358966113906)
-    q = fused(q, w, -0.00709547749093114)
-    q = fused(q, w, 0.068254133008957)
-    q = fused(q, w, -0.04661390811776627)
-    q = fused(q, w, 0.08668280303866079)
-    q = fused(q, w, 0.04648135386778368)
-    q = fused(q, w, 0.08536783966002448)
-    q = fused(q, w, 0.09280578787116764)
-    q = fused(q, w, 0.0997998141583349)
-    q = fused(q, w, 0.09973297728310256)
-    tail = exp(-0.5 * t * t) * (q * w)
-    return x * (tail if x < 0.0 else 1.0 - tail)
+    t = _FAR if t > _FAR else t
+    divisor = fused(_SLOPE, t, _ONE)
+    v = _ONE / divisor - _CENTRE
+    w = v + _CENTRE  # of which v is exact
+    lost = fused(-w, fused(_SLOPE, t, _ONE - divisor), fused(-w, divisor, _ONE))
+    square = v * v
+    q = fused(fused(_Q[9], v, _Q[8]), square, fused(_Q[7], v, _Q[6]))
+    q = fused(fused(q, square, fused(_Q[5], v, _Q[4])), square, fused(_Q[3], v, _Q[2]))
+    q = fused(q, v, _Q[1])
+    last = fused(q, v, _Q[0])
+    last_rest = fused(q, v, _Q[0] - last) + _Q_REST
+    square = t * t
+    e, p = _exp_parts(-_HALF * square, -_HALF * fused(t, t, -square), _LARGER)
+    tw = t * w
+    y = tw * last
+    by_w = y * (lost * fused(_STEEPER, w, _STEEP))
+    rest = fused(tw, last, -y) + fused(fused(t, w, -tw), last, fused(tw, last_rest, by_w))
+    y = (y + fused(y, p, fused(rest, p, rest))) * e * _TINY
+    return x - y if x >= _ZERO else -y
 
 
 @compiled
@@ -163,7 +218,7 @@ def apply(numbers, kind, low, high):
             numbers[i] = zero if numbers[i] <= zero else numbers[i] + zero
     elif kind == SWISH:
         for i in range(n):
-            numbers[i] = low * swish(float64(numbers[i]))
+            numbers[i] = low * swish(numbers[i])
     elif kind == TANH:
         for i in range(n):
             numbers[i] = tanh(float64(numbers[i]))
@@ -176,10 +231,10 @@ def apply(numbers, kind, low, high):
             numbers[i] = low * numbers[i] if numbers[i] <= zero else numbers[i]
     elif kind == GELU:
         for i in range(n):
-            numbers[i] = gelu(float64(numbers[i]))
+            numbers[i] = gelu(numbers[i])
     elif kind == SIGMOID:
         for i in range(n):
-            numbers[i] = sigmoid(float64(numbers[i]))
+            numbers[i] = gated(_ONE, numbers[i])
     elif kind == EXP:
         for i in range(n):
             numbers[i] = exp(float64(numbers[i]))
@@ -203,8 +258,7 @@ def gate(x, y):
     for t in range(n_frames):
         first = 2 * t * size
         for i in range(size):
-            factor = sigmoid(float64(numbers[first + size + i]))
-            out[t * size + i] = float64(numbers[first + i]) * factor
+            out[t * size + i] = gated(numbers[first + i], numbers[first + size + i])
     return_to_mode(mode)
 
 

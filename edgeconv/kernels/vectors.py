@@ -22,9 +22,9 @@ BLOCK = 2 * LANES  # outputs of a dense layer whose weights lie together
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _WORD = ir.IntType(64)
 _BYTES = ir.IntType(8).as_pointer()
-_IS_X86 = binding.get_process_triple().startswith(("x86_64", "amd64"))
+IS_X86 = binding.get_process_triple().startswith(("x86_64", "amd64"))
 # MXCSR and FPCR as programs begin: rounding to nearest, nothing flushed, nothing trapped.
-_USUAL_MODE = 0x1F80 if _IS_X86 else 0
+_USUAL_MODE = 0x1F80 if IS_X86 else 0
 
 
 def _pointer(builder, address, kind=_VECTOR):
@@ -134,7 +134,7 @@ def take_lock(builder, thread):
 @instruction(int64)
 def enter_usual_mode(builder):
     """Round to nearest and keep subnormal numbers in this thread; return the mode before."""
-    if _IS_X86:
+    if IS_X86:
         place = cgutils.alloca_once(builder, _WORD, zfill=True)
         _call(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), builder.bitcast(place, _BYTES))
         mode = builder.load(place, typ=_WORD)
@@ -151,7 +151,7 @@ def return_to_mode(builder, mode):
 
 
 def _set_mode(builder, mode):
-    if _IS_X86:  # which has 32 bits, the first ones in memory
+    if IS_X86:  # which has 32 bits, the first ones in memory
         place = cgutils.alloca_once_value(builder, mode)
         _call(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), builder.bitcast(place, _BYTES))
     else:
@@ -228,7 +228,9 @@ def make_product(n_frames, n_blocks=1, keeps=False):
                 for f in range(n_frames):
                     first = at(at(x, x_row, f), x_tap, tap)
                     place = builder.gep(_pointer(builder, first, ir.FloatType()), [k])
-                    value = _splat(builder, builder.load(place, typ=ir.FloatType()))
+                    value = _splat(
+                        builder, _apart(builder, builder.load(place, typ=ir.FloatType()))
+                    )
                     for b, v in lanes:
                         total = builder.load(totals[f, b, v], typ=_VECTOR)
                         builder.store(fma(factors[b][v], value, total), totals[f, b, v])
@@ -301,6 +303,16 @@ def make_sum(kind):
     return total
 
 
+def _apart(builder, number):
+    """Keep LLVM, on ARM, from loading a number into all lanes, which takes a multiply-add's time.
+
+    A multiply-add there can take a lane of a vector; on x86, it can take the number in memory.
+    """
+    if IS_X86:
+        return number
+    return _call(builder, "llvm.arithmetic.fence.f32", number.type, number)
+
+
 def _splat(builder, number, lanes=LANES):
     """Return a vector with the same number in every lane."""
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
@@ -330,6 +342,13 @@ def bits_of(builder, number):
 def from_bits(builder, bits):
     """Return the float64 that has these bits."""
     return builder.bitcast(bits, ir.DoubleType())
+
+
+@instruction(float32, float32)
+def power_of_two(builder, exponent):
+    """Return 2 ** (n - 127), where n is what was added to 1.5 * 2 ** 23; from 1 to 254."""
+    bits = builder.bitcast(exponent, ir.IntType(32))
+    return builder.bitcast(builder.shl(bits, ir.IntType(32)(23)), ir.FloatType())
 
 
 @instruction(types.CPointer(float32))
