@@ -207,12 +207,13 @@ def _normed(x, affine, step):
 
 
 @compiled
-def _run_blocks(x, normed, y, w, added, step, part, parts):
-    """Write a part of all blocks, and apply to it what stands behind the layer.
+def _run_blocks(x, normed, y, w, added, step, share):
+    """Write a share (part, parts) of all blocks, and apply to it what stands behind the layer.
 
     An argument lives until a call is over, and so does what its address leads to: inlined, `normed`
     would be freed after its last mention.
     """
+    part, parts = share
     blocks = len(w) * part // parts, len(w) * (part + 1) // parts
     count, eight_bits, n_rows = (step.taps, x.shape[2]), w.itemsize == 1, y.shape[1]
     n_kept = count[0] * count[1] if eight_bits and n_rows > MOST else 1
@@ -246,12 +247,13 @@ def dense(x, y, w, affine, added, steps):
     affine (2, K) are a norm's factors and offsets, added (rows, N) is a term; or both are empty.
     """
     mode = enter_usual_mode()
-    _run_blocks(x, _normed(x, affine, steps[0]), y, w, added, steps[0], 0, 1)
+    _run_blocks(x, _normed(x, affine, steps[0]), y, w, added, steps[0], (0, 1))
     return_to_mode(mode)
 
 
-def dense_in_parallel(x, y, w, affine, added, steps, gate, parts):
-    """Do what `dense` does, in so many parts; BUSY if there is another such loop."""
+def dense_in_parallel(x, y, w, affine, added, steps, threads):
+    """Do what `dense` does, on `threads` (gate, how many); BUSY if there is another such loop."""
+    gate, parts = threads
     mode = enter_usual_mode()
     normed = _normed(x, affine, steps[0])
     return_to_mode(mode)
@@ -259,7 +261,7 @@ def dense_in_parallel(x, y, w, affine, added, steps, gate, parts):
         return BUSY
     for part in prange(parts):
         mode = enter_usual_mode()
-        _run_blocks(x, normed, y, w, added, steps[0], part, parts)
+        _run_blocks(x, normed, y, w, added, steps[0], (part, parts))
         return_to_mode(mode)
     exchange(int64(gate.ctypes.data), 1, 0)
     return 0
@@ -280,15 +282,15 @@ def kernel(eight_bits):
 @functools.cache
 def parallel_kernel(eight_bits):
     """Return `dense_in_parallel` for weights of 32 or 8 bits."""
-    own = types.Array(int64, 1, "C"), int64
-    signature = int64(*_ROWS, _WEIGHTS[eight_bits], *_BESIDE, *own)
+    own = types.Tuple((types.Array(int64, 1, "C"), int64))
+    signature = int64(*_ROWS, _WEIGHTS[eight_bits], *_BESIDE, own)
     return entry(dense_in_parallel, signature, parallel=True, nogil=True)
 
 
 def in_parallel(eight_bits: bool, work: int, threads: int, operands: tuple[Any, ...]) -> bool:
     """Share a call of so many multiply-adds if that pays; tell whether it is done."""
     kernel = parallel_kernel(eight_bits)  # compiled in any case: a later call may be worth it
-    return work >= SHARED and bool(kernel(*operands, GATE, threads) != BUSY)
+    return work >= SHARED and bool(kernel(*operands, (GATE, threads)) != BUSY)
 
 
 # --- Memory in this layout ---
