@@ -3,6 +3,7 @@
 Addresses, strides and distances are integers and count bytes.
 """
 
+import functools
 import inspect
 
 from llvmlite import binding, ir
@@ -55,6 +56,18 @@ def _call(builder, name, result, *arguments):
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
+def _at(builder, address, stride, n):
+    """Return the address of the nth of what lies `stride` apart."""
+    n = n if isinstance(n, ir.Value) else _WORD(n)
+    return builder.add(address, builder.mul(stride, n))
+
+
+def _add_product(builder, total, a, b):
+    """Add a product of two vectors to a third one in memory, rounding once."""
+    terms = a, b, builder.load(total, typ=_VECTOR)
+    builder.store(_call(builder, f"llvm.fma.v{LANES}f32", _VECTOR, *terms), total)
+
+
 def make_tile(n_frames, n_blocks, group):
     """Make the sum over all taps of `n_frames` outputs of `n_blocks` neighbouring blocks.
 
@@ -67,8 +80,7 @@ def make_tile(n_frames, n_blocks, group):
     def tile(builder, y, y_stride, taps, rows, rows_stride, n_taps):
         taps_stride = builder.mul(builder.add(n_taps, _WORD(1)), _WORD(VECTOR))
 
-        def at(address, stride, n):
-            return builder.add(address, builder.mul(stride, _WORD(n)))
+        at = functools.partial(_at, builder)
 
         def load(address, index):
             place = builder.gep(_pointer(builder, address), [index])
@@ -87,9 +99,7 @@ def make_tile(n_frames, n_blocks, group):
                 frame = load(row, builder.add(first, _WORD(i)))
                 for k in range(max(0, i - n_frames + 1), min(n, i + 1)):
                     total = totals[block, i - k]
-                    terms = factors[k], frame, builder.load(total, typ=_VECTOR)
-                    fma = _call(builder, f"llvm.fma.v{LANES}f32", _VECTOR, *terms)
-                    builder.store(fma, total)
+                    _add_product(builder, total, factors[k], frame)
 
         grouped = builder.sub(n_taps, builder.urem(n_taps, _WORD(group)))
         for begin, end, step in ((_WORD(0), grouped, group), (grouped, n_taps, 1)):
@@ -187,9 +197,7 @@ def make_product(n_frames, n_blocks=1, keeps=False):
             (y, y_row), (start, start_block), (w, w_row, w_block) = operands[:3]
             (ahead, ahead_k, floats, floats_k), (x, x_row, x_tap), count = operands[3:]
 
-            def at(address, stride, n):
-                n = n if isinstance(n, ir.Value) else _WORD(n)
-                return builder.add(address, builder.mul(stride, n))
+            at = functools.partial(_at, builder)
 
             def load(address, index, kind=_VECTOR):
                 place = builder.gep(_pointer(builder, address, kind), [_WORD(index)])
@@ -201,9 +209,6 @@ def make_product(n_frames, n_blocks=1, keeps=False):
                 integers = ir.VectorType(ir.IntType(8), LANES)
                 vectors = (load(address, v, integers) for v in range(n_vectors))
                 return [builder.sitofp(vector, _VECTOR) for vector in vectors]
-
-            def fma(*terms):
-                return _call(builder, f"llvm.fma.v{LANES}f32", _VECTOR, *terms)
 
             starts = [at(start, start_block, b) for b in range(n_blocks)]
             lanes = [(b, v) for b in range(n_blocks) for v in range(n_vectors)]
@@ -232,8 +237,7 @@ def make_product(n_frames, n_blocks=1, keeps=False):
                         builder, _apart(builder, builder.load(place, typ=ir.FloatType()))
                     )
                     for b, v in lanes:
-                        total = builder.load(totals[f, b, v], typ=_VECTOR)
-                        builder.store(fma(factors[b][v], value, total), totals[f, b, v])
+                        _add_product(builder, totals[f, b, v], factors[b][v], value)
 
             outer, inner = (cgutils.for_range(builder, n) for n in count)
             with outer as taps, inner as inputs:
