@@ -135,13 +135,6 @@ class Stream:
             y[row, count:] = 0
         return y, np.array(counts)
 
-    def _process_in_parallel(self, x: Floats, out: Frames) -> bool:
-        """Share a long chunk among threads; tell whether that could be done."""
-        if self._missing:
-            return False
-        given = arguments.as_float32(x), out, self._memory, ring.GATE
-        return bool(ring.parallel_kernel()(*given) != ring.BUSY)
-
     def _try(self, kernel: Any, x: Any, y: Any) -> int:
         """Call a kernel with arrays as they came: a negative answer unless it can take them."""
         if (  # what Numba tells by itself, by an error, is not asked here
@@ -302,9 +295,10 @@ def convolve(
             frames = np.where(mask[row, :length, None], x.dtype.type(0), frames)
         if cache is not None:
             stream.cache = cache[row : row + 1]
-        pays = length * conv.channels * conv.kernel_size >= SHARED and ring.THREADS > 1
-        if serial or not pays or not stream._process_in_parallel(frames, out):
-            stream.process(frames, out)
+        pays = length * conv.channels * conv.kernel_size >= SHARED and not stream._missing
+        given = arguments.as_float32(frames), out, stream._memory
+        if serial or not pays or not ring.in_parallel(*given):
+            stream.process(given[0], out)
         if conv.causal:
             latest[row] = stream.cache[0]
         y[row, len(out) : length] = stream.flush()

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
-from numba import config, float32, int64, prange, types
+from numba import float32, get_num_threads, int64, prange, types
 from numpy.typing import NDArray
 
 from edgeconv.kernels import compiled, entry, inlined
@@ -42,8 +42,6 @@ IN_USE, FRAMES_IN, CHANNELS, LATENCY, KERNEL_SIZE, DIMENSIONS, TAPS = range(7)
 LONG = 1 << 20  # multiply-adds from which a call lets other threads run: some 50 us on a PC
 # What `push` answers if nothing has changed; a `raise` in compiled code leaks (numba#10783).
 REFUSED, BUSY = -1, -2
-THREADS: int = config.NUMBA_NUM_THREADS
-PARTS = 8  # of the blocks of a row, for threads
 # Of parallel loops; compiled code alone closes it: no signal handler leaves it closed.
 GATE = np.zeros(1, np.int64)
 _ALL = np.empty(0, np.int64)
@@ -172,19 +170,20 @@ def push_rows(x, out, state, lengths):
     return _push(x, out, state, lengths)
 
 
-def push_in_parallel(x, y, state, gate):
-    """Push the frames (T, C) of a whole signal, in parts of its blocks that threads share.
+def push_in_parallel(x, y, state, threads):
+    """Push the frames (T, C) of a whole signal; `threads` (gate, how many) share its blocks.
 
     One such loop at a time in a process: a second one aborts it where Numba's threading layer is
     `workqueue`. BUSY if there is one.
     """
+    gate, parts = threads
     if exchange(int64(gate.ctypes.data), 0, 1) != 0:
         return BUSY
     header = state.view(np.int64)[0]
     n_blocks, ring = -(-header[CHANNELS] // LANES), int64(state.ctypes.data) + 4 * HEADER
-    for part in prange(PARTS):
+    for part in prange(parts):
         mode = enter_usual_mode()
-        first, last = n_blocks * part // PARTS, n_blocks * (part + 1) // PARTS
+        first, last = n_blocks * part // parts, n_blocks * (part + 1) // parts
         at = int64(x.ctypes.data), int64(y.ctypes.data)
         _push_blocks(at[0], len(x), at[1], ring, header, first, last)
         return_to_mode(mode)
@@ -215,8 +214,15 @@ def rows_kernel() -> Any:
 @functools.cache
 def parallel_kernel() -> Any:
     """Return `push_in_parallel`, compiled."""
-    arrays = _floats(2, readonly=True), _floats(2), _STATE, types.Array(int64, 1, "C")
-    return entry(push_in_parallel, int64(*arrays), parallel=True, nogil=True)
+    threads = types.Tuple((types.Array(int64, 1, "C"), int64))
+    signature = int64(_floats(2, readonly=True), _floats(2), _STATE, threads)
+    return entry(push_in_parallel, signature, parallel=True, nogil=True)
+
+
+def in_parallel(x: Array, y: Array, state: Array) -> bool:
+    """Push frames on as many threads as Numba is to use; tell whether that could be done."""
+    threads = get_num_threads()
+    return threads > 1 and bool(parallel_kernel()(x, y, state, (GATE, threads)) != BUSY)
 
 
 # --- Memory in this layout ---
