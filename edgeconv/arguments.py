@@ -112,9 +112,11 @@ def check_state(state: Any, own: Mapping[str, Any], name: str) -> None:
     if not isinstance(state, Mapping):
         raise TypeError(f"`state` must be a mapping of arrays, got {described(state)}")
     if missing := set(own) - set(state):
-        raise ValueError(f"`state` must have {min(missing)}, got {sorted(state)[:3]}, ...")
+        raise ValueError(
+            f"`state` must have {min(missing)}, got {sorted(map(str, state))[:3]}, ..."
+        )
     if str(state[name]) != str(own[name]):
-        raise ValueError(f"`state['{name}']` must be {own[name]}, got {state[name]}")
+        raise ValueError(f"`state` must be of the same {name}, {own[name]}, got {state[name]}")
 
 
 def integers(name: str, value: object, low: int, high: int) -> NDArray[np.int64]:

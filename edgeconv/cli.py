@@ -20,7 +20,7 @@ from edgeconv.digest import VerificationError
 from edgeconv.recogniser.recogniser import PADDING
 from edgeconv.state_dict import parents_of, unusable
 from edgeconv.terminal import CommandError, compiling, table
-from edgeconv.transcribe import device_name, list_devices, transcribe
+from edgeconv.transcribe import check_model, device_name, list_devices, transcribe
 
 DESCRIPTION = """\
 Run ESPnet's streaming speech recognisers, or parts of them, without PyTorch.
@@ -278,6 +278,7 @@ def _bench(options: argparse.Namespace) -> None:
     listening = {"window_ms": options.window_ms, "left_context": options.left_context}
     listening |= {"beam_size": options.beam, "threads": options.threads}
     model = options.model or str(machine.shipped() / f"{machine.MODEL}.npz")
+    check_model(model, "bench")
     machine.bench(model, options.config, audio, options.json, **listening)
 
 

@@ -204,6 +204,10 @@ class EncoderStream(Stream):
         self.latency = 4 * (geometry.chunk_size - 1)
         super().__init__(layer, geometry, 0)
 
+    def process(self, features: NDArray[np.floating[Any]]) -> Array:
+        """Take feature frames (n, input_size); return encoder frames (m, D) that are now final."""
+        return super().process(features)
+
     def __repr__(self) -> str:
         return f"<EncoderStream, {self.frames_in} feature frames in, {self.frames_out} frames out>"
 

@@ -301,5 +301,7 @@ def convolve(
             stream.process(given[0], out)
         if conv.causal:
             latest[row] = stream.cache[0]
-        y[row, len(out) : length] = stream.flush()
+            stream.reset()
+        else:
+            y[row, len(out) : length] = stream.flush()
     return y, latest

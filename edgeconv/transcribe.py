@@ -31,15 +31,17 @@ TYPED = "standard input is a terminal; pipe samples into it: arecord -f S16_LE -
 WHOLE = "the model is not causal and hears a file at once; leave out window, left context, threads "
 WHOLE += "and endpoints"
 WINDOW, LEFT = 640, 32  # the defaults
-SWAPPED = "{} is a WAV; MODEL comes first: edgeconv transcribe MODEL {}"
+SWAPPED = "{} is a WAV; MODEL comes first: edgeconv {} MODEL {}"
+TWICE = "- must be given once: standard input can be heard only once"
 SWALLOWED = "it takes the name of a device, got that of a model; MODEL comes first: "
 SWALLOWED += "edgeconv transcribe {} --microphone"
 
 
 def transcribe(options: argparse.Namespace) -> None:
     """Run the command."""
-    if is_wav(options.model):
-        raise CommandError(SWAPPED.format(options.model, shlex.quote(options.model)), 2)
+    check_model(options.model, "transcribe")
+    if options.audio.count(STDIN) > 1:
+        raise CommandError(TWICE, 2)
     if bool(options.audio) == (options.microphone is not None):
         raise CommandError(EITHER, 2)
     files = [path for path in options.audio if path != STDIN]
@@ -78,12 +80,12 @@ def transcribe(options: argparse.Namespace) -> None:
         printer.note(f"{text}: {ratio:.4f} of real time")
 
 
-def is_wav(path: str) -> bool:
-    """Tell whether a file is a WAV."""
-    if not Path(path).is_file():
-        return False
-    with Path(path).open("rb") as file:
-        return file.read(4) == b"RIFF"
+def check_model(path: str, command: str) -> None:
+    """Refuse a WAV where a model should be."""
+    if Path(path).is_file():
+        with Path(path).open("rb") as file:
+            if file.read(4) == b"RIFF":
+                raise CommandError(SWAPPED.format(path, command, shlex.quote(path)), 2)
 
 
 def device_name(text: str) -> str:

@@ -199,7 +199,7 @@ def test_what_needs_later_frames_is_not_streamed(kind):
         "conformer": layers.ConformerConvolution,
     }
     layer = classes[kind].from_state_dict(state, kind, causal=False)
-    with pytest.raises(ValueError, match="`causal` must be True"):
+    with pytest.raises(ValueError, match="must be trained with `dynamic_chunk_training`, got"):
         layer.stream()
     assert layer(signal(4, 8)[None]).shape[:2] == (1, 4)
 

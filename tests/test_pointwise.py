@@ -101,11 +101,18 @@ def test_the_others_are_plain():
 
 def test_a_gate_is_the_sigmoid_times_the_other_half():
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((3000, 40), np.float32) * 20
-    y = np.empty((3000, 20), np.float32)
+    n = 1_000_000
+    # Everywhere, and where the sigmoid's two summands are of most different sizes.
+    strips = [rng.uniform(low, high, n) for low, high in ((-20, 20), (-18, -15), (15, 18))]
+    sizes = 2.0 ** np.stack([rng.uniform(0, 1, n), rng.uniform(-120, 40, n), rng.uniform(-9, 9, n)])
+    x = np.stack([sizes * rng.choice([-1, 1], n), strips], axis=2).reshape(-1, 2)
+    x = np.concatenate([x.astype(np.float32), np.float32([[-0.0, -3], [np.inf, 50], [2, -np.inf]])])
+    y = np.empty((len(x), 1), np.float32)
     pointwise.kernel(pointwise.gate)(x, y)
-    exact = x[:, :20].astype(np.float64) * sigmoid(x[:, 20:].astype(np.float64))
-    assert distance(y, exact).max() <= AT_MOST["sigmoid"]
+    assert np.signbit(y[-3])
+    exact = x[:, :1].astype(np.float64) * sigmoid(x[:, 1:].astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        assert distance(y, exact).max() <= AT_MOST["sigmoid"]
 
 
 def test_powers_are_squares_of_cosines_and_sines():

@@ -174,6 +174,7 @@ def test_a_recording_where_the_model_should_be(arguments, run):
         (["slow.wav"], "slow.wav: .* a rate from 1000 to 768000 Hz, found 1 channels at 1 Hz"),
         (["-"], "standard input: no samples came; if a program records them, see what it says"),
         (["nan.wav"], "nan.wav: its floats must be within -1 to 1; save it as 16-bit PCM"),
+        (["-", "-"], "- must be given once"),
         ([], "MODEL must come either AUDIO, which may be -, or --microphone"),
         (["a.wav", "--microphone"], "MODEL must come either AUDIO, which may be -, or --micr"),
         ([FILES[0], "--window-ms", "1"], "--window-ms must be at least"),
@@ -193,7 +194,7 @@ def test_errors_are_one_line_that_says_what_to_do(arguments, words, run, tmp_pat
     (tmp_path / "slow.wav").write_bytes(slow)
     (tmp_path / "nan.wav").write_bytes(head + np.full(99, np.nan, "<f4").tobytes())
     status, output, errors = run(*arguments)
-    is_usage = "MODEL" in words
+    is_usage = "MODEL" in words or "once" in words
     assert status == 1 + is_usage
     assert not output.strip()  # nothing was computed before the error is known
     assert re.search(words, errors)

@@ -51,7 +51,7 @@ _LOG2_E = np.float32(1.4426950408889634)
 _LN_2, _LN_2_REST = np.float32(2839 / 4096), np.float32(3.194618494528623e-05)  # 12 bits, the rest
 # e ** r = 1 + r + r * r * (1 / 2 + ...), 2**-28
 _EXP = tuple(np.float32(x) for x in (0.166665182, 0.0416662060, 0.00836891867, 0.00139505393))
-_SURE, _LEAST = np.float32(43), np.float32(110)  # beyond, a sigmoid is 1, or its product 0
+_SURE, _LEAST = np.float32(43), np.float32(131)  # beyond, a sigmoid is 1, or its product 0
 # In `gelu`: q by powers of w less a centre, 2**-27, with the rest of the first, and how steeply
 # w * q, as a power of w, rises with it.
 _SLOPE, _CENTRE, _FAR = np.float32(0.3), np.float32(0.59375), np.float32(15)
@@ -114,20 +114,22 @@ def _exp_parts(x, rest, shift):
 
 @compiled
 def gated(a, x):
-    """Return a * sigmoid(x) = a / (1 + e ** -x), of float32."""
+    """Return a * sigmoid(x) = a / (1 + e ** -x), of float32; of an a up to 5e11, if x < -131."""
     z = -x
     z = -_SURE if z < -_SURE else z  # NaN remains
     z = _LEAST if z > _LEAST else z
     e, p = _exp_parts(z, _ZERO, _SMALLER)
     base = _TINY + e
+    rest = _TINY - (base - e) if e > _TINY else e - (base - _TINY)
     divisor = fused(e, p, base)
     r = _ONE / divisor
-    lost = fused(-r, fused(e, p, base - divisor), fused(-r, divisor, _ONE))  # 1 - r * exact divisor
+    rest += fused(e, p, base - divisor)
+    lost = fused(-r, rest, fused(-r, divisor, _ONE))
     is_large = abs(a) > _ONE
     a = a * _TINY if is_large else a
     rough = a * r
     y = fused(a, r, rough * lost)
-    y = y if y == y else rough  # of an infinite a
+    y = rough if (y != y) | (rough == _ZERO) else y  # of an infinite a, or of a zero with its sign
     return y if is_large else y * _TINY
 
 

@@ -23,8 +23,15 @@ class RelPositionMultiHeadedAttention(Layer):
     The score of query i and key j is ``((q_i + u) . k_j + (q_i + v) . p_(i - j)) / sqrt(dk)``. Keys
     that there are not yet, at the start of a signal, are left out. Called on whole signals, every
     frame sees every other.
-    Of ``prefix.linear_q`` and so on; simplified scores are left out. `norm`, if any, is that of the
-    inputs.
+
+    Parameters
+    ----------
+    state : mapping of str to array
+        With ``prefix.linear_q`` and so on; simplified scores are left out.
+    prefix : str
+        The layer's name.
+    norm : Norm, optional
+        Of the inputs.
     """
 
     chunked = True

@@ -22,7 +22,20 @@ class ConformerConvolution(Layer):
     times the sigmoid of the second. The batch norm, of running statistics, is folded into the
     convolution's weights.
 
-    `eps` is the batch norm's, `norm` that of the inputs.
+    Parameters
+    ----------
+    state : mapping of str to array
+        With ``prefix.pointwise_conv1`` and so on.
+    prefix : str
+        The module's name.
+    activation : Activation or str
+        Behind the convolution.
+    causal : bool
+        Whether the convolution sees no later frame.
+    eps : float
+        The batch norm's.
+    norm : Norm, optional
+        Of the inputs.
     """
 
     def __init__(

@@ -15,8 +15,18 @@ class FeedForward(Layer):
     """
     ESPnet's ``PositionwiseFeedForward``: ``W2 activation(W1 x + b1) + b2``.
 
-    Of ``prefix.w_1`` and ``prefix.w_2``. `norm` is that of the inputs; `factor` is that of the
-    outputs where they are added to something.
+    Parameters
+    ----------
+    state : mapping of str to array
+        With ``prefix.w_1`` and ``prefix.w_2``.
+    prefix : str
+        The layer's name.
+    activation : Activation or str
+        Between the two.
+    norm : Norm, optional
+        Of the inputs.
+    factor : float
+        Of the outputs, where a block adds them to something.
     """
 
     def __init__(

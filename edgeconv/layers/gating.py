@@ -14,7 +14,18 @@ class ConvolutionalSpatialGatingUnit(Layer):
     """
     ESPnet's ``ConvolutionalSpatialGatingUnit``: ``r * convolution(norm(g))`` of a frame's halves.
 
-    Of ``prefix.conv`` and ``prefix.norm``; options are those of `Norm`.
+    Parameters
+    ----------
+    state : mapping of str to array
+        With ``prefix.conv`` and ``prefix.norm``.
+    prefix : str
+        The module's name.
+    norm : str
+        The kind of the norm.
+    causal : bool
+        Whether the convolution sees no later frame.
+    **options
+        `eps` and `partial`, as `Norm` takes them.
     """
 
     def __init__(

@@ -329,8 +329,8 @@ def convolution_memory(conv: Any, geometry: Geometry) -> Any:
         return SimpleNamespace(process=lambda x: conv(x[None])[0][0])
     if not conv.causal:
         raise ValueError(
-            f"`causal` must be True for a stream, got {conv}: its outputs need frames that are yet "
-            "to come; train with `dynamic_chunk_training`, or call the layer on whole signals"
+            "what is streamed must be trained with `dynamic_chunk_training`, got a convolution "
+            f"that sees later frames: {conv}; call the layer or the encoder on whole signals"
         )
     from edgeconv import stream  # which needs Numba
 

@@ -166,7 +166,7 @@ class FeatureStream:
         """Go to a state."""
         samples = float32("state['samples']", state["samples"], ("n",), "features")
         latest = len(samples) + self._features.hop_length
-        start = integer("state['next']", state["next"][()], -1, latest)
+        start = integer("state['next']", np.asarray(state["next"])[()], -1, latest)
         self._samples, self._next = samples.copy(), start
 
 
