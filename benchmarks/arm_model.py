@@ -24,7 +24,7 @@ import llvmlite.binding as llvm
 import numba
 from numba import float32, int8, int64, types
 
-from edgeconv.kernels import OPTIONS, dense, pointwise, ring, vectors
+from edgeconv.kernels import OPTIONS, dense, functions, ring, vectors
 
 vectors.IS_X86 = False
 
@@ -62,7 +62,7 @@ def of_numbers(function):
     return loop, (types.Array(float32, 1, "C"),)
 
 
-FUNCTIONS = {"swish": pointwise.swish, "gelu": pointwise.gelu}  # of 2 in 3, 1 in 3 hidden numbers
+FUNCTIONS = {"swish": functions.swish, "gelu": functions.gelu}  # of 2 in 3, 1 in 3 hidden numbers
 TILES = {  # with the share of the limit that is wanted; one frame alone waits for its loads
     "convolution, 8 frames": (convolution(ring.tile_8), 0.95),
     "convolution, 1 frame, 4 blocks": (convolution(ring.tile_1_of_4_blocks), None),
