@@ -186,6 +186,23 @@ def copy(x, y):
                 y[t, row, i] = x[t, row, i]
 
 
+def follow(latest, x, y):
+    """Write y: the latest frames, those of x (T, F, C) between rows of zeros, frames of zeros."""
+    n_frames, n_rows, size = y.shape
+    padding = (n_rows - x.shape[1]) // 2
+    for t in range(n_frames):
+        since = t - len(latest)
+        for row in range(n_rows):
+            inner = row - padding
+            for i in range(size):
+                if since < 0:
+                    y[t, row, i] = latest[t, row, i]
+                elif since < len(x) and 0 <= inner < x.shape[1]:
+                    y[t, row, i] = x[since, inner, i]
+                else:
+                    y[t, row, i] = 0
+
+
 @compiled
 def norm(x, y, affine, kind, eps, partial):
     """Write y (D,), the norm of x; `affine` (2, D) are factors and offsets.
@@ -248,6 +265,7 @@ _SIGNATURES = {
     standardised_log: void(_ROWS, float32, _NUMBERS, _NUMBERS),
     scaled: void(types.Array(int16, 1, "A", readonly=True), types.Array(float32, 1, "C")),
     loudest: float32(_NUMBERS),
+    follow: void(*[types.Array(float32, 3, "C", readonly=True)] * 2, types.Array(float32, 3, "C")),
     copy: void(types.Array(float32, 3, "A", readonly=True), types.Array(float32, 3, "A")),
     largest: void(types.Array(float32, 3, "C", readonly=True), types.Array(float32, 3, "C"), int64),
     normalise: void(_READ, _ROWS, _READ, int64, float32, int64),

@@ -15,7 +15,6 @@ from edgeconv.layers.layer import Array, Geometry, Layer, joined
 from edgeconv.layers.linear import Linear
 from edgeconv.layers.parameters import Weights
 
-_ZERO = bytes(4)
 PIECE = 16  # frames convolved together: what comes of them fits in the second-level cache
 
 
@@ -171,21 +170,16 @@ class Frames:
         from edgeconv.kernels import pointwise
 
         self._stage, self._copy = stage, pointwise.kernel(pointwise.copy)
+        self._follow = pointwise.kernel(pointwise.follow)
         shape = stage.padding, stage.n_rows + 2 * stage.padding, stage.channels
         self._frames = np.zeros(shape, np.float32)
 
     def push(self, x: Array, is_end: bool) -> Array:
         """Append frames; return those outputs that are now final."""
-        stage, padding = self._stage, self._stage.padding
-        ahead = int(is_end and padding)
-        latest = len(self._frames)
-        frames = np.empty((latest + len(x) + ahead, *self._frames.shape[1:]), np.float32)
-        rows = slice(padding, padding + stage.n_rows)
-        self._copy(self._frames, frames[:latest])
-        self._copy(x, frames[latest : latest + len(x), rows])
-        if padding:
-            for edge in (frames[latest:, :1], frames[latest:, -1:], frames[len(frames) - ahead :]):
-                self._copy(np.ndarray(edge.shape, np.float32, _ZERO, 0, (0, 0, 0)), edge)
+        stage, behind = self._stage, int(is_end and self._stage.padding)
+        length = len(self._frames) + len(x) + behind
+        frames = np.empty((length, *self._frames.shape[1:]), np.float32)
+        self._follow(self._frames, x, frames)
         partial = stage.stride - 1 if is_end and stage.ends_partly else 0
         n = max(0, (len(frames) - stage.reach + partial) // stage.stride + 1)
         y = stage.run(frames, n) if n else np.empty((0, *stage.output_shape), np.float32)
