@@ -83,22 +83,27 @@ def _exp_parts(x, rest, shift):
 
 
 @compiled
-def gated(a, x):
-    """Return a * sigmoid(x) = a / (1 + e ** -x), of float32; of an a up to 5e11, if x < -131.
+def _sigmoid_parts(x):
+    """Return r and what it lacks: r * (1 + lost) = 2 ** 64 / (1 + e ** -x), of a float32.
 
-    The divisor is 2 ** -64 times that, so that it does not overflow, and r is one by it. `rest` is
-    what rounding the divisor has lost, `lost` how much is left of 1 without r times both.
+    The divisor is 2 ** -64 times that one, so that it does not overflow, and r is one by it. `rest`
+    is what rounding the divisor has lost.
     """
     z = -x
     z = -_SURE if z < -_SURE else z  # NaN remains
     z = _LEAST if z > _LEAST else z
     e, p = _exp_parts(z, _ZERO, _SMALLER)
     base = _TINY + e
-    rest = _TINY - (base - e) if e > _TINY else e - (base - _TINY)
     divisor = fused(e, p, base)
+    rest = fused(e, p, base - divisor) + (_TINY - (base - e))
     r = _ONE / divisor
-    rest += fused(e, p, base - divisor)
-    lost = fused(-r, rest, fused(-r, divisor, _ONE))
+    return r, fused(-r, rest, fused(-r, divisor, _ONE))
+
+
+@compiled
+def gated(a, x):
+    """Return a * sigmoid(x) = a / (1 + e ** -x), of float32; of an a up to 5e11, if x < -131."""
+    r, lost = _sigmoid_parts(x)
     is_large = abs(a) > _ONE
     a = a * _TINY if is_large else a
     rough = a * r
@@ -110,7 +115,10 @@ def gated(a, x):
 @compiled
 def swish(x):
     """Return x * sigmoid(x), of a float32."""
-    return gated(-_LEAST if x < -_LEAST else x, x)
+    r, lost = _sigmoid_parts(x)
+    a = -_LEAST if x < -_LEAST else x
+    y = fused(a, r, a * r * lost) * _TINY
+    return x if x > _SURE else y
 
 
 @compiled
