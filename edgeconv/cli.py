@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit status: 0, 1, 2 for wrong usage, 130 after Ctrl-C."""
     for name in ("stdin", "stdout", "stderr"):  # in this order they take the numbers 0, 1 and 2
         if getattr(sys, name) is None:  # as cron and systemd may have it
-            setattr(sys, name, Path(os.devnull).open("r+"))  # noqa: SIM115 - for good
+            setattr(sys, name, Path(os.devnull).open("r+"))  # noqa: SIM115 - it stays open for good
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # not every terminal can write µ
     try:

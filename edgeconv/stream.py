@@ -254,13 +254,13 @@ class Stream:
         shape = len(self._memory), self._conv.channels, self._conv.kernel_size - 1
         self._write(float32("cache", cache, shape, self), self._frames_in)
 
-    def __getstate__(self) -> tuple[Any, ...]:
+    def __getstate__(self) -> tuple[DepthwiseConvolution, int | None, dict[str, Any]]:
         # Neither vector width nor ring position belongs to the signal: copies go to any CPU.
-        return self._conv, self._batch_size, self._step is not None, self.snapshot()
+        return self._conv, self._batch_size, self.snapshot()
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        Stream.__init__(self, *state[:3])
-        self.restore(state[3])
+    def __setstate__(self, state: tuple[Any, Any, Any]) -> None:
+        Stream.__init__(self, *state[:2])
+        self.restore(state[2])
 
     def __repr__(self) -> str:
         state = f"batch_size={self._batch_size}, {self.frames_in} frames in"

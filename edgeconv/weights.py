@@ -11,7 +11,7 @@ from edgeconv.blocks.description import is_causal
 from edgeconv.checkpoint import Checkpoint, CheckpointError
 from edgeconv.checkpoint.error import naming, shown
 from edgeconv.configuration import read_configuration
-from edgeconv.converted import File, Opened, built, configuration_of, decisive, opened, write
+from edgeconv.converted import File, Opened, configuration_of, decisive, opened, write
 from edgeconv.convolution import DepthwiseConvolution
 from edgeconv.digest import digest
 from edgeconv.encoder import Encoder
@@ -207,8 +207,9 @@ def verify(
     models: dict[str, Any] = {"encoder": Encoder, "recogniser": Recogniser}
     for name, make in models.items():
         if prefix is None and name in file.digests:
-            expected = file.digests[name]
-            recorded[name] = digest(built(make, conv_or_path, None), seed, expected)
+            with naming(file.checkpoint.path):
+                model = make(file.checkpoint, configuration_of(file, None))
+            recorded[name] = digest(model, seed, file.digests[name])
     return recorded
 
 

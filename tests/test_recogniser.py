@@ -248,7 +248,7 @@ def test_reset_forgets():
         (0, X, ValueError, "`sample_rate` must be from 1000 to 768000, got 0"),
         (10**9, X, ValueError, "`sample_rate` must be from 1000 to 768000, got 1000000000"),
         (16000.0, X, TypeError, "`sample_rate` must be an integer, got 16000.0$"),
-        (X, 16000, TypeError, "`sample_rate` must be an integer, got an array"),
+        (X, 16000, TypeError, "`sample_rate` must be an integer.*; it comes before"),
         (8000, X, ValueError, "`sample_rate` must be 16000 until `input_finished`, got 8000"),
     ],
 )

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from edgeconv.kernels import OPTIONS, compiled, entry, inlined
 from edgeconv.kernels.pointwise import IDENTITY, add_to, apply, norm
-from edgeconv.kernels.ring import BUSY, GATE, Array
+from edgeconv.kernels.ring import BUSY, GATE, THREADS, Array
 from edgeconv.kernels.vectors import (
     BLOCK,
     LANES,
@@ -282,8 +282,7 @@ def kernel(eight_bits):
 @functools.cache
 def parallel_kernel(eight_bits):
     """Return `dense_in_parallel` for weights of 32 or 8 bits."""
-    own = types.Tuple((types.Array(int64, 1, "C"), int64))
-    signature = int64(*_ROWS, _WEIGHTS[eight_bits], *_BESIDE, own)
+    signature = int64(*_ROWS, _WEIGHTS[eight_bits], *_BESIDE, THREADS)
     return entry(dense_in_parallel, signature, parallel=True, nogil=True)
 
 

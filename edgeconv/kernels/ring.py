@@ -44,6 +44,7 @@ LONG = 1 << 20  # multiply-adds from which a call lets other threads run: some 5
 REFUSED, BUSY = -1, -2
 # Of parallel loops; compiled code alone closes it: no signal handler leaves it closed.
 GATE = np.zeros(1, np.int64)
+THREADS = types.Tuple((types.Array(int64, 1, "C"), int64))  # the gate, and how many of them
 _ALL = np.empty(0, np.int64)
 _ALL.flags.writeable = False
 
@@ -214,8 +215,7 @@ def rows_kernel() -> Any:
 @functools.cache
 def parallel_kernel() -> Any:
     """Return `push_in_parallel`, compiled."""
-    threads = types.Tuple((types.Array(int64, 1, "C"), int64))
-    signature = int64(_floats(2, readonly=True), _floats(2), _STATE, threads)
+    signature = int64(_floats(2, readonly=True), _floats(2), _STATE, THREADS)
     return entry(push_in_parallel, signature, parallel=True, nogil=True)
 
 

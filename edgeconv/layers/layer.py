@@ -54,7 +54,7 @@ class Layer:
         cls: type[L], state: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> L:
         """Take the layer named `prefix` out of a state dict; the class says what else it takes."""
-        return cls(state, prefix, *args, **kwargs)  # type: ignore[call-arg]  # of a subclass
+        return cls(state, prefix, *args, **kwargs)  # type: ignore[call-arg]  # a subclass takes them
 
     def __call__(self, x: NDArray[np.floating[Any]]) -> Array:
         """

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from edgeconv.arguments import described, integer
+from edgeconv.arguments import described
 from edgeconv.blocks.description import options_of
 from edgeconv.checkpoint import CheckpointError
 from edgeconv.checkpoint.error import misfit
 from edgeconv.converted import built
 from edgeconv.encoder import Encoder
-from edgeconv.recogniser.audio import RATES, resampler
+from edgeconv.recogniser.audio import resampler
 from edgeconv.recogniser.decoder import EMBED, Decoder
 from edgeconv.recogniser.endpoint import checked_rules
 from edgeconv.recogniser.features import Features
@@ -24,6 +24,7 @@ from edgeconv.recogniser.stream import (
     RecogniserStream,
     Result,
     Transcript,
+    checked_rate,
     checked_samples,
     joined,
 )
@@ -181,7 +182,7 @@ class Recogniser:
         if unknown := set(options) - {"beam_size", "search"}:
             raise TypeError(f"`{min(unknown)}` must not be given: the model has full context")
         search = self._search(**options)
-        x, rate = checked_samples(samples), integer("sample_rate", sample_rate, *RATES)
+        x, rate = checked_samples(samples), checked_rate(sample_rate)
         if rate != self.sample_rate:
             x = resampler(rate, self.sample_rate).resample_chunk(x, last=True)
         search.advance(self.encoder(self._features.whole(x)[None])[0])

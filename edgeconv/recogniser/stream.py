@@ -156,7 +156,7 @@ class RecogniserStream:
         TypeError, ValueError
             If an argument is not as described. The stream is then as before the call.
         """
-        rate = integer("sample_rate", sample_rate, *RATES)
+        rate = checked_rate(sample_rate)
         x: Array = checked_samples(samples)
         if self._given_rate not in (0, rate):
             raise ValueError(
@@ -309,3 +309,11 @@ def checked_samples(samples: Any) -> Array:
         divide = "if they are integers, pass int16 or divide by 32768"
         raise ValueError(f"`samples` must be finite and in [-1, 1], got up to {loudest}; {divide}")
     return x
+
+
+def checked_rate(sample_rate: object) -> int:
+    """Return a sample rate, or raise what is wrong with it."""
+    if is_array(sample_rate):
+        got = f"{described(sample_rate)}; it comes before the samples"
+        raise TypeError(f"`sample_rate` must be an integer, got {got}")
+    return integer("sample_rate", sample_rate, *RATES)
